@@ -1,0 +1,41 @@
+//! The nouns and rules of Steward: names, subjects, orders, replies, states, signatures.
+//!
+//! Everything here is a function of its input: no clock, no network, no disk, no tokio. What flows in are
+//! bytes and values; what flows out are values, bytes and sentences that say what is wrong. This crate must
+//! never perform I/O, so that every rule can be tested by property and by simulation.
+//!
+//! Start reading at [`subject`] (where messages go), then [`order`] (what is asked), [`state`] (how it
+//! stands), [`reply`] (what is answered) and [`sign`] (who said so).
+
+pub mod event;
+pub mod id;
+pub mod job;
+pub mod method;
+pub mod name;
+pub mod order;
+pub mod registry;
+pub mod reply;
+pub mod sign;
+pub mod state;
+pub mod subject;
+pub mod target;
+pub mod time;
+pub mod trust;
+pub mod units;
+
+pub use event::{EventBatch, EventRecord};
+pub use id::{InstanceId, JobId, MessageId, OrderId};
+pub use job::{JobRecord, OrderChunk, SealedOrder};
+pub use name::{NameError, NodeName, Token};
+pub use order::{Addressee, Order, OrderError};
+pub use registry::{LifeSign, NodeRecord, NodeState, Vitality};
+pub use reply::{Outcome, OutputTally, Reply};
+pub use sign::{PublicKey, Seal, SealedDocument, SignatureError};
+pub use state::{History, State, Step};
+pub use subject::{Kind, OutputSubject, ReplySubject, Subject};
+pub use target::{Pattern, TargetError};
+pub use time::Timestamp;
+pub use trust::{Operator, Trust};
+
+/// The version of the wire that this crate speaks; every signed body carries it as `v`.
+pub const WIRE_VERSION: u8 = 1;

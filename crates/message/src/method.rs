@@ -1,0 +1,78 @@
+//! What the built-in methods take: the shapes of `args`, shared by those who order and those who execute.
+//!
+//! They are read strictly, like orders: an argument that is not understood is refused, never ignored.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Runs a program, a shell line or a script.
+pub const SHELLCOMMAND: &str = "shellcommand";
+/// Answers with who and how it is; `steward ping`.
+pub const HELLO: &str = "hello";
+/// Fetches a URL.
+pub const HTTPGET: &str = "httpget";
+/// Lists the node's processes (message handlers); `steward ps`.
+pub const PROCESSES: &str = "processes";
+
+/// The arguments of [`SHELLCOMMAND`]: exactly one of `argv`, `line` and `script`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShellCommand {
+    /// A program and its arguments; no shell in between.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub argv: Option<Vec<String>>,
+    /// A line for `/bin/sh -c`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub line: Option<String>,
+    /// The text of a script; its `#!` line says what runs it, without one `/bin/sh`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub script: Option<String>,
+    /// Arguments for the script.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub script_args: Vec<String>,
+    /// Environment variables, added to the agent's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub env: BTreeMap<String, String>,
+    /// The working directory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cwd: Option<String>,
+    /// The local user to run as.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user: Option<String>,
+    /// What is on standard input, in base64; nothing without it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stdin_base64: Option<String>,
+}
+
+/// The arguments of [`HTTPGET`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpGet {
+    /// What to fetch: `http://…` or `https://…`.
+    pub url: String,
+    /// Headers of the request.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// One process of a node, as `steward ps` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessStatus {
+    /// The subject that it receives on.
+    pub subject: String,
+    /// The subject that it replies on; `*` stands for the job.
+    pub reply: String,
+    /// `idle`, `running`, `restarting`, `following`, …
+    pub state: String,
+    /// Messages handled to an end.
+    pub handled: u64,
+    /// Those of them that did not succeed.
+    pub failed: u64,
+    /// How often the handler broke down and was started again.
+    pub restarts: u64,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+    /// Since when it is in this state.
+    pub since: crate::time::Timestamp,
+}

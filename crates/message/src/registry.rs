@@ -1,0 +1,247 @@
+//! The registry: who belongs to the fleet, what it last said, and what follows from that and its age.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::InstanceId;
+use crate::name::NodeName;
+use crate::sign::PublicKey;
+use crate::time::Timestamp;
+
+/// After how many of its own intervals without a sign of life a node counts as offline.
+pub const INTERVALS_UNTIL_OFFLINE: u32 = 3;
+
+/// What an operator signed about a node, at key `<node>` of bucket `NODES`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The wire's version.
+    pub v: u8,
+    /// Always `node`.
+    pub kind: NodeKind,
+    /// The node's name.
+    pub name: NodeName,
+    /// The node's key: its NATS identity, and what its replies are signed with.
+    pub key: PublicKey,
+    /// What operators say about it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// When it was enrolled.
+    pub enrolled: Timestamp,
+    /// By which operator.
+    pub by: String,
+}
+
+/// The `kind` of a node's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeKind {
+    /// The only one.
+    Node,
+}
+
+/// What a node says of itself in a life sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Condition {
+    /// All is well.
+    Up,
+    /// It lives, but cannot do all it should; the reason says why.
+    Degraded,
+    /// It goes, and says so.
+    Bye,
+}
+
+/// The signed life sign of a node, at key `<node>` of bucket `PRESENCE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifeSign {
+    /// The wire's version.
+    pub v: u8,
+    /// Always `presence`.
+    pub kind: LifeSignKind,
+    /// The node.
+    pub node: NodeName,
+    /// Its journal.
+    pub instance: InstanceId,
+    /// Its present run: drawn anew at each start.
+    pub boot: InstanceId,
+    /// How it feels.
+    pub condition: Condition,
+    /// Why it is degraded: a sentence.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// After how long it will say so again, in milliseconds.
+    pub interval_ms: u64,
+    /// When it said so, by its own clock.
+    pub at: Timestamp,
+    /// The agent's version.
+    pub version: String,
+    /// How long this run has lasted, in seconds.
+    pub uptime_s: u64,
+    /// The stream sequence up to which it has seen all of its orders.
+    pub floor: u64,
+    /// Its processes (message handlers).
+    pub processes: u32,
+    /// Orders that run.
+    pub running: u32,
+    /// Orders that wait.
+    pub waiting: u32,
+    /// Replies and events that the broker has not confirmed yet.
+    pub outbox: u32,
+}
+
+/// The `kind` of a life sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LifeSignKind {
+    /// The only one.
+    Presence,
+}
+
+/// How a node stands, as everyone computes it from the same facts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It spoke within three of its intervals.
+    Online,
+    /// It has been silent for longer, has said goodbye, or has never spoken.
+    Offline,
+    /// The broker was restarted since it last spoke.
+    Unknown,
+    /// It lives, with a complaint.
+    Degraded,
+    /// It knocked, and was not accepted yet.
+    Pending,
+    /// It was thrown out.
+    Revoked,
+}
+
+impl NodeState {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+            Self::Unknown => "unknown",
+            Self::Degraded => "degraded",
+            Self::Pending => "pending",
+            Self::Revoked => "revoked",
+        }
+    }
+
+    /// Whether an answer can be expected now.
+    pub const fn is_reachable(self) -> bool {
+        matches!(self, Self::Online | Self::Degraded)
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a node stands, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vitality {
+    /// The state.
+    pub state: NodeState,
+    /// A sentence, where the state alone does not say it.
+    pub reason: Option<String>,
+}
+
+impl Vitality {
+    /// Judges a node by its last life sign.
+    ///
+    /// All times are the broker's: `seen` is when it stored the sign, `now` its time of reading, `booted` when
+    /// it last began with an empty memory. A reader's own clock plays no part, so all readers see the same.
+    pub fn judge(sign: Option<(&LifeSign, Timestamp)>, now: Timestamp, booted: Timestamp) -> Self {
+        let is = |state, reason: Option<&str>| Self { state, reason: reason.map(ToOwned::to_owned) };
+        let Some((sign, seen)) = sign else {
+            return is(NodeState::Offline, Some("it has never reported"));
+        };
+        if sign.condition == Condition::Bye {
+            return is(NodeState::Offline, Some("it said goodbye"));
+        }
+        let allowed = Duration::from_millis(sign.interval_ms).saturating_mul(INTERVALS_UNTIL_OFFLINE);
+        if now.since(seen) > allowed {
+            // Its silence proves nothing while the broker was not there to hear it.
+            return if now.since(booted) <= allowed || seen < booted {
+                is(NodeState::Unknown, Some("the broker was restarted since it last reported"))
+            } else {
+                is(NodeState::Offline, Some("it has been silent for three intervals"))
+            };
+        }
+        match sign.condition {
+            Condition::Degraded => is(NodeState::Degraded, sign.reason.as_deref()),
+            Condition::Up | Condition::Bye => is(NodeState::Online, None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sign(condition: Condition) -> LifeSign {
+        LifeSign {
+            v: 1,
+            kind: LifeSignKind::Presence,
+            node: NodeName::new("ship1").unwrap(),
+            instance: InstanceId::from_bytes([1; 16]),
+            boot: InstanceId::from_bytes([2; 16]),
+            condition,
+            reason: (condition == Condition::Degraded).then(|| "the disk is full".to_owned()),
+            interval_ms: 10_000,
+            at: Timestamp::from_ms(0),
+            version: "0.1.0".into(),
+            uptime_s: 1,
+            floor: 0,
+            processes: 1,
+            running: 0,
+            waiting: 0,
+            outbox: 0,
+        }
+    }
+
+    fn state(condition: Condition, seen_ms: i64, now_ms: i64, booted_ms: i64) -> NodeState {
+        let at = Timestamp::from_ms;
+        Vitality::judge(Some((&sign(condition), at(seen_ms))), at(now_ms), at(booted_ms)).state
+    }
+
+    #[test]
+    fn three_intervals_of_silence_make_offline() {
+        assert_eq!(state(Condition::Up, 100_000, 130_000, 0), NodeState::Online);
+        assert_eq!(state(Condition::Up, 100_000, 130_001, 0), NodeState::Offline);
+        assert_eq!(state(Condition::Degraded, 100_000, 110_000, 0), NodeState::Degraded);
+    }
+
+    #[test]
+    fn a_goodbye_makes_offline_at_once() {
+        assert_eq!(state(Condition::Bye, 100_000, 100_001, 0), NodeState::Offline);
+    }
+
+    #[test]
+    fn silence_across_a_broker_restart_is_unknown_not_offline() {
+        assert_eq!(state(Condition::Up, 100_000, 900_000, 890_000), NodeState::Unknown);
+        assert_eq!(state(Condition::Up, 100_000, 2_000_000, 890_000), NodeState::Unknown);
+    }
+
+    #[test]
+    fn a_node_that_never_spoke_is_offline() {
+        let at = Timestamp::from_ms;
+        assert_eq!(Vitality::judge(None, at(5), at(1)).state, NodeState::Offline);
+    }
+
+    proptest! {
+        #[test]
+        fn never_offline_by_silence_that_the_broker_could_not_hear(seen in 0_i64..1_000_000, gap in 0_i64..1_000_000, after in 0_i64..30_000) {
+            let booted = seen + gap;
+            prop_assert_ne!(state(Condition::Up, seen, booted + after, booted), NodeState::Offline);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Trust: which operators may order, as the fleet's root has signed it.
+//!
+//! The document is sealed by the root key, whose public half every node got with its enrolment. A newer
+//! serial replaces an older one, never the other way round.
+
+use serde::{Deserialize, Serialize};
+
+use crate::WIRE_VERSION;
+use crate::sign::{PublicKey, SealedDocument, SignatureError};
+use crate::time::Timestamp;
+
+/// One person or program that may sign orders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operator {
+    /// What it is called in lists and logs.
+    pub name: String,
+    /// The key that its orders are signed with.
+    pub key: PublicKey,
+}
+
+/// The `kind` of a trust document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrustKind {
+    /// The only one.
+    Trust,
+}
+
+/// Who may order in this fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    /// The wire's version.
+    pub v: u8,
+    /// Always `trust`.
+    pub kind: TrustKind,
+    /// Grows with every change; an older one is never taken.
+    pub serial: u64,
+    /// When it was made.
+    pub issued: Timestamp,
+    /// Who may sign orders and registrations.
+    pub operators: Vec<Operator>,
+}
+
+/// Why a trust document is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// Not signed by the root.
+    #[error("the list of operators is not signed by this fleet's root: {0}")]
+    Signature(#[from] SignatureError),
+    /// Signed, but not readable.
+    #[error("the list of operators cannot be read: {reason}")]
+    Unreadable {
+        /// What the parser said.
+        reason: String,
+    },
+}
+
+impl Trust {
+    /// Opens a sealed trust document: it has to be signed by `root`.
+    ///
+    /// # Errors
+    /// [`TrustError`] when it is signed by another key, altered, or of another version.
+    pub fn open(sealed: &SealedDocument, root: &PublicKey) -> Result<Self, TrustError> {
+        let text = sealed.open(root)?;
+        let trust: Self =
+            serde_json::from_str(text).map_err(|error| TrustError::Unreadable { reason: error.to_string() })?;
+        if trust.v != WIRE_VERSION {
+            return Err(TrustError::Unreadable { reason: format!("it is of version {}", trust.v) });
+        }
+        Ok(trust)
+    }
+
+    /// The operator that holds `key`, if it may order.
+    pub fn operator(&self, key: &PublicKey) -> Option<&Operator> {
+        self.operators.iter().find(|operator| operator.key == *key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nkeys::{KeyPair, KeyPairType};
+
+    use super::*;
+
+    #[test]
+    fn only_what_the_root_signed_is_trusted() {
+        let root = KeyPair::new_from_raw(KeyPairType::Operator, [1; 32]).unwrap();
+        let other = KeyPair::new_from_raw(KeyPairType::Operator, [2; 32]).unwrap();
+        let operator = PublicKey::of(&KeyPair::new_from_raw(KeyPairType::User, [3; 32]).unwrap());
+        let trust = Trust {
+            v: WIRE_VERSION,
+            kind: TrustKind::Trust,
+            serial: 1,
+            issued: Timestamp::from_ms(0),
+            operators: vec![Operator { name: "admin".into(), key: operator.clone() }],
+        };
+        let text = serde_json::to_string(&trust).unwrap();
+        let sealed = SealedDocument::new(text.clone(), &root).unwrap();
+        let opened = Trust::open(&sealed, &PublicKey::of(&root)).unwrap();
+        assert_eq!(opened.operator(&operator).unwrap().name, "admin");
+        assert!(opened.operator(&PublicKey::of(&other)).is_none());
+        let forged = SealedDocument::new(text, &other).unwrap();
+        assert!(matches!(Trust::open(&forged, &PublicKey::of(&root)), Err(TrustError::Signature(_))));
+    }
+}
