@@ -1,0 +1,98 @@
+//! What the journal holds: orders with all that is known of them, output and events not yet confirmed.
+
+use std::time::Duration;
+
+use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, Timestamp, Token};
+use serde::{Deserialize, Serialize};
+
+/// How long after its expiry an order's id is remembered: as long as the broker could still replay it.
+pub const RETENTION_AFTER_EXPIRY: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// An order and everything known of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The order.
+    pub id: OrderId,
+    /// Its sequence in the broker's stream; orders of one subject run in this order.
+    pub sequence: u64,
+    /// Its job.
+    pub job: JobId,
+    /// The node that receives the replies.
+    pub from: NodeName,
+    /// Its method.
+    pub method: Token,
+    /// Its domain.
+    pub domain: Token,
+    /// Until when it could be replayed, as far as its own words go.
+    pub expires: Timestamp,
+    /// What happened to it.
+    pub history: History,
+    /// Why, where the state needs a reason.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// How it ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub outcome: Option<Outcome>,
+    /// The exact body, as long as it may still be needed to run it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub body: Option<String>,
+    /// The random part of the message ids of its replies and output, drawn before the first is sent.
+    pub reply_id: MessageId,
+    /// The last step that the broker has confirmed.
+    #[serde(default)]
+    pub reported: u32,
+}
+
+impl Entry {
+    /// Whether nothing is left to do for it but to remember its id.
+    pub fn is_settled(&self) -> bool {
+        self.history.state().is_terminal() && self.reported >= self.history.step()
+    }
+
+    /// Whether its id may be forgotten, seen from a time that never falls.
+    pub fn is_forgettable(&self, watermark: Timestamp) -> bool {
+        self.is_settled() && self.expires.plus(RETENTION_AFTER_EXPIRY) < watermark
+    }
+}
+
+/// A piece of output that the broker has not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputRow {
+    /// The order.
+    pub order: OrderId,
+    /// Its number among the order's output messages.
+    pub number: u32,
+    /// `true` for stderr.
+    pub is_stderr: bool,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A batch of events that the broker has not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Where it stands in the journal; 0 before it has been written.
+    #[serde(skip)]
+    pub row: u64,
+    /// The subject to publish it on.
+    pub subject: String,
+    /// The id of the message, drawn before the first try.
+    pub id: MessageId,
+    /// The exact payload.
+    pub payload: String,
+}
+
+/// How far a source of events has been read: kept in the same write as the events themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourcePosition {
+    /// The file's inode.
+    pub inode: u64,
+    /// The file's device.
+    pub device: u64,
+    /// The first byte not yet read.
+    pub offset: u64,
+    /// SHA-256 over the first bytes of the file, to know it again.
+    pub head_sha256: String,
+    /// How many bytes went into `head_sha256`.
+    pub head_bytes: u64,
+}

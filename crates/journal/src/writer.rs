@@ -1,0 +1,337 @@
+//! The handle and the one thread that writes: it gathers what waits and commits it together.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use message::{InstanceId, OrderId, Timestamp};
+use redb::{Database, Durability};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use crate::entry::{Entry, EventRow, OutputRow, SourcePosition};
+use crate::error::JournalError;
+use crate::store;
+
+/// The most requests committed together.
+const GROUP_MAX: usize = 256;
+/// The most requests that wait; beyond it callers wait.
+const QUEUE_MAX: usize = 1024;
+/// How long a mark that may be lost (a confirmation) waits for a commit to travel with.
+const LAZY_WAIT: Duration = Duration::from_millis(500);
+/// The store's cache: it holds the working set of a busy agent, and is small at rest.
+const CACHE_BYTES: usize = 2 * 1024 * 1024;
+
+/// One change to the journal.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// An order and everything known of it, in place of what was known before.
+    Entry(Box<Entry>),
+    /// The last sequence taken on a subject.
+    Head {
+        /// The subject.
+        subject: String,
+        /// The sequence.
+        sequence: u64,
+    },
+    /// Everything up to here has been taken, on all subjects.
+    Floor(u64),
+    /// The broker's store is another one: its sequences begin anew.
+    Epoch(String),
+    /// The latest signed time of creation seen.
+    Watermark(Timestamp),
+    /// The sealed list of operators.
+    Trust(String),
+    /// The broker has confirmed the reply with this step.
+    Reported {
+        /// The order.
+        id: OrderId,
+        /// The step.
+        step: u32,
+    },
+    /// A piece of output to be sent later.
+    Output(OutputRow),
+    /// The broker has confirmed a piece of output.
+    OutputSent {
+        /// The order.
+        id: OrderId,
+        /// The piece.
+        number: u32,
+    },
+    /// Events to be sent, and how far their source has been read.
+    Events {
+        /// The source's name.
+        source: String,
+        /// How far it has been read with these events.
+        position: Option<SourcePosition>,
+        /// The batches.
+        rows: Vec<EventRow>,
+    },
+    /// The broker has confirmed a batch of events.
+    EventSent {
+        /// Its row.
+        row: u64,
+    },
+}
+
+/// Where the reading of orders goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Cursor {
+    /// Everything up to here has been taken, on all subjects.
+    pub floor: u64,
+    /// The last sequence taken on each subject, where above the floor.
+    pub heads: Vec<(String, u64)>,
+    /// The store that these sequences belong to.
+    pub epoch: Option<String>,
+    /// The latest signed time of creation seen; never falls.
+    pub watermark: Timestamp,
+}
+
+/// What was found at start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Opened {
+    /// This journal's own id.
+    pub instance: InstanceId,
+    /// Where reading goes on.
+    pub cursor: Cursor,
+    /// Orders that still need something done, in the order of the broker's stream.
+    pub unsettled: Vec<Entry>,
+    /// The sealed list of operators, if one was kept.
+    pub trust: Option<String>,
+}
+
+enum Request {
+    Commit { writes: Vec<Write>, done: oneshot::Sender<Result<(), JournalError>> },
+    Lazy(Write),
+    Prune { watermark: Timestamp, done: oneshot::Sender<Result<usize, JournalError>> },
+}
+
+struct Shared {
+    path: PathBuf,
+    /// `None` after a failed commit, until it could be opened again.
+    db: Mutex<Option<Arc<Database>>>,
+}
+
+/// The journal of one agent; cheap to clone. The writer ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Journal {
+    /// Unbounded by itself; `room` bounds it.
+    requests: mpsc::Sender<(Request, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, making both if they are not there.
+    ///
+    /// # Errors
+    /// [`JournalError::InUse`] when another process holds it, [`JournalError::Open`] or [`JournalError::Full`].
+    pub fn open(dir: &Path) -> Result<(Self, Opened), JournalError> {
+        let path = dir.join("journal.redb");
+        let wrong = |reason: String| JournalError::Open { path: path.clone(), reason };
+        // Orders and their output are nobody else's business. Not by umask: commands would inherit it.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| wrong(error.to_string()))?;
+        let db = open_database(&path)?;
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).map_err(|error| wrong(error.to_string()))?;
+        let fresh = InstanceId::from_bytes(bits);
+        let txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
+        let instance = store::prepare(&txn, fresh)?;
+        txn.commit().map_err(|error| JournalError::storage("written", error))?;
+        let opened = Opened {
+            instance,
+            cursor: store::cursor(&db)?,
+            unsettled: store::unsettled(&db)?,
+            trust: store::trust(&db)?,
+        };
+        let shared = Arc::new(Shared { path: path.clone(), db: Mutex::new(Some(Arc::new(db))) });
+        let (requests, queue) = mpsc::channel();
+        let writer = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || write_loop(&writer, &queue))
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), shared }, opened))
+    }
+
+    /// Writes all of `writes` or none; returns when they are on disk.
+    ///
+    /// # Errors
+    /// [`JournalError`]; nothing was written then.
+    pub async fn commit(&self, writes: Vec<Write>) -> Result<(), JournalError> {
+        let (done, result) = oneshot::channel();
+        self.send(Request::Commit { writes, done }).await?;
+        result.await.map_err(|_| JournalError::Closed)?
+    }
+
+    /// Writes `write` with one of the next commits. For what may be lost: a confirmation that is lost costs a
+    /// repetition, which readers recognize.
+    pub async fn commit_lazily(&self, write: Write) {
+        // A closed journal means that the agent ends.
+        let _ = self.send(Request::Lazy(write)).await;
+    }
+
+    async fn send(&self, request: Request) -> Result<(), JournalError> {
+        let permit = Arc::clone(&self.room).acquire_owned().await.map_err(|_| JournalError::Closed)?;
+        self.requests.send((request, permit)).map_err(|_| JournalError::Closed)
+    }
+
+    /// Forgets orders that can no longer be replayed; returns how many.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub async fn prune(&self, watermark: Timestamp) -> Result<usize, JournalError> {
+        let (done, result) = oneshot::channel();
+        self.send(Request::Prune { watermark, done }).await?;
+        result.await.map_err(|_| JournalError::Closed)?
+    }
+
+    /// What is known of an order.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn find(&self, id: &OrderId) -> Result<Option<Entry>, JournalError> {
+        store::find(&*self.shared.database()?, id)
+    }
+
+    /// Orders that still need something done, in the order of the broker's stream.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn unsettled(&self) -> Result<Vec<Entry>, JournalError> {
+        store::unsettled(&*self.shared.database()?)
+    }
+
+    /// The output of an order that the broker has not confirmed.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn output(&self, id: &OrderId) -> Result<Vec<OutputRow>, JournalError> {
+        store::output(&*self.shared.database()?, id)
+    }
+
+    /// At most `limit` event batches behind row `after` that the broker has not confirmed.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
+        store::events(&*self.shared.database()?, after, limit)
+    }
+
+    /// How many event batches the broker has not confirmed.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn event_count(&self) -> Result<u64, JournalError> {
+        store::event_count(&*self.shared.database()?)
+    }
+
+    /// How far a source of events has been read.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn source(&self, name: &str) -> Result<Option<SourcePosition>, JournalError> {
+        store::source(&*self.shared.database()?, name)
+    }
+}
+
+impl Shared {
+    /// The database, opened again if a failed commit has closed it.
+    fn database(&self) -> Result<Arc<Database>, JournalError> {
+        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*db {
+            return Ok(Arc::clone(open));
+        }
+        let open = Arc::new(open_database(&self.path)?);
+        *db = Some(Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// After a failed commit redb refuses everything until the file is opened anew.
+    fn close(&self) {
+        *self.db.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database, JournalError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse { path: path.to_owned() },
+        error => match JournalError::storage("opened", error) {
+            JournalError::Full => JournalError::Full,
+            other => JournalError::Open { path: path.to_owned(), reason: other.to_string() },
+        },
+    })
+}
+
+fn write_loop(shared: &Shared, queue: &mpsc::Receiver<(Request, OwnedSemaphorePermit)>) {
+    let mut lazy: Vec<Write> = Vec::new();
+    let mut lazy_since = Instant::now();
+    loop {
+        let first = if lazy.is_empty() {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            queue.recv_timeout(LAZY_WAIT.saturating_sub(lazy_since.elapsed()))
+        };
+        let closed = matches!(first, Err(RecvTimeoutError::Disconnected));
+        let was_empty = lazy.is_empty();
+        let mut commits = Vec::new();
+        let mut prunes = Vec::new();
+        for (request, _permit) in first.into_iter().chain(queue.try_iter()).take(GROUP_MAX) {
+            match request {
+                Request::Commit { writes, done } => commits.push((writes, done)),
+                Request::Prune { watermark, done } => prunes.push((watermark, done)),
+                Request::Lazy(write) => lazy.push(write),
+            }
+        }
+        if was_empty {
+            lazy_since = Instant::now();
+        }
+        let due = !lazy.is_empty() && (lazy_since.elapsed() >= LAZY_WAIT || lazy.len() >= GROUP_MAX || closed);
+        if !commits.is_empty() || due {
+            let (writes, waiting): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
+            let marks = std::mem::take(&mut lazy);
+            let result = commit(shared, marks.into_iter().chain(writes.into_iter().flatten()));
+            for done in waiting {
+                // Whoever stopped waiting does not need the answer.
+                let _ = done.send(result.clone());
+            }
+        }
+        for (watermark, done) in prunes {
+            let _ = done.send(prune(shared, watermark));
+        }
+        if closed {
+            return;
+        }
+    }
+}
+
+fn commit(shared: &Shared, writes: impl Iterator<Item = Write>) -> Result<(), JournalError> {
+    let db = shared.database()?;
+    let result = (|| {
+        let mut txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
+        txn.set_durability(Durability::Immediate).map_err(|error| JournalError::storage("written", error))?;
+        for write in writes {
+            store::apply(&txn, write)?;
+        }
+        txn.commit().map_err(|error| JournalError::storage("written", error))
+    })();
+    if let Err(error) = &result {
+        tracing::error!(%error, "the journal could not be written; nothing of this write counts");
+        drop(db);
+        shared.close();
+    }
+    result
+}
+
+fn prune(shared: &Shared, watermark: Timestamp) -> Result<usize, JournalError> {
+    let db = shared.database()?;
+    let txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
+    let pruned = store::prune(&txn, watermark)?;
+    txn.commit().map_err(|error| JournalError::storage("written", error))?;
+    Ok(pruned)
+}
