@@ -1,0 +1,116 @@
+//! The configuration file of the local nats-server.
+//!
+//! Pure text: in flow paths, numbers and the fleet's public tokens, out flows what nats-server reads. No secret is in
+//! it, and nothing a person wrote gets in unquoted.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::keys::Trust;
+
+/// How soon what was stored is forced to the disk. An acknowledged message survives the death of the server at once;
+/// this decides what a power cut may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncInterval {
+    /// At most this much later.
+    Within(Duration),
+    /// Before the acknowledgement: nothing is lost, at some 5 000 instead of 100 000 messages a second.
+    Always,
+}
+
+/// The server's own log file begins anew, keeping one predecessor, at this size.
+const LOG_BYTES_MAX: u32 = 16 << 20;
+/// Far above what one machine can serve; the system's limit of open files is met before.
+const CONNECTIONS_MAX: u32 = 1_000_000;
+
+/// What differs from one broker to the next.
+pub(super) struct Conf<'a> {
+    pub(super) listen: SocketAddr,
+    pub(super) server_name: &'a str,
+    /// Absolute; UTF-8, as nats-server's configuration is.
+    pub(super) dir: &'a str,
+    pub(super) sync: SyncInterval,
+    pub(super) payload_bytes_max: u32,
+    pub(super) store_bytes_max: u64,
+    pub(super) memory_bytes_max: u64,
+    pub(super) trust: &'a Trust,
+}
+
+impl Conf<'_> {
+    pub(super) fn render(&self) -> String {
+        let at = |name: &str| quote(&Path::new(self.dir).join(name).to_string_lossy());
+        let sync = match self.sync {
+            SyncInterval::Always => "always".to_owned(),
+            SyncInterval::Within(span) => quote(&format!("{}ms", span.as_millis().max(1))),
+        };
+        let mut text = format!(
+            "# Written by steward at every start of the broker; changes made here do not last.\n\
+             listen: {listen}\n\
+             server_name: {name}\n\
+             pid_file: {pid}\n\
+             log_file: {log}\n\
+             logfile_size_limit: {LOG_BYTES_MAX}\n\
+             logfile_max_num: 2\n\
+             max_connections: {CONNECTIONS_MAX}\n\
+             max_payload: {payload}\n\
+             # A client that cannot be written to for this long is cut off; it comes back and catches up.\n\
+             write_deadline: \"10s\"\n\
+             # A peer that vanished without a word is noticed within about a minute.\n\
+             ping_interval: \"20s\"\n\
+             ping_max: 2\n\
+             jetstream {{\n  store_dir: {store}\n  max_file_store: {file}\n  max_memory_store: {memory}\n  \
+             sync_interval: {sync}\n}}\n\
+             operator: {operator}\n\
+             system_account: {system}\n\
+             resolver {{\n  type: full\n  dir: {jwt}\n  allow_delete: false\n  interval: \"2m\"\n}}\n\
+             resolver_preload {{\n",
+            listen = quote(&self.listen.to_string()),
+            name = quote(self.server_name),
+            pid = at("nats.pid"),
+            log = at("nats.log"),
+            payload = self.payload_bytes_max,
+            store = at("store"),
+            file = self.store_bytes_max,
+            memory = self.memory_bytes_max,
+            operator = quote(&self.trust.operator_jwt),
+            system = quote(&self.trust.system_account),
+            jwt = at("jwt"),
+        );
+        for (account, jwt) in &self.trust.accounts {
+            let _ = writeln!(text, "  {account}: {}", quote(jwt)); // writing to a String cannot fail
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+/// A string in nats-server's notation.
+fn quote(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            '\t' => quoted.push_str("\\t"),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_and_backslashes_stay_inside_the_string() {
+        assert_eq!(quote(r#"a"b\c"#), r#""a\"b\\c""#);
+        assert_eq!(quote("a\nb"), r#""a\nb""#);
+    }
+}

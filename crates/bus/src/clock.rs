@@ -1,0 +1,49 @@
+//! The wall clock and the dice: the two things that the pure crates must be handed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use message::{InstanceId, JobId, MessageId, OrderId, Timestamp};
+
+/// Now, by this machine's clock.
+pub fn now() -> Timestamp {
+    let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    Timestamp::from_ms(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// 128 bits from the operating system's generator.
+///
+/// # Panics
+/// Never in practice: Linux's `getrandom` cannot fail once the machine has booted. Going on with bits that
+/// somebody could guess would be worse than ending.
+fn random_bits() -> [u8; 16] {
+    let mut bits = [0; 16];
+    #[allow(clippy::expect_used)]
+    getrandom::fill(&mut bits).expect("the operating system gives random bits after boot");
+    bits
+}
+
+/// A fresh order id.
+pub fn order_id() -> OrderId {
+    OrderId::from_bytes(random_bits())
+}
+
+/// A fresh message id.
+pub fn message_id() -> MessageId {
+    MessageId::from_bytes(random_bits())
+}
+
+/// A fresh id for a journal or a run.
+pub fn instance_id() -> InstanceId {
+    InstanceId::from_bytes(random_bits())
+}
+
+/// A fresh job id for a job created at `created`.
+pub fn job_id(created: Timestamp) -> JobId {
+    JobId::new(u64::try_from(created.as_ms()).unwrap_or(0), u128::from_le_bytes(random_bits()))
+}
+
+/// A number below `bound` for jitter; 0 when `bound` is 0.
+pub fn jitter(bound: u64) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = random_bits();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) % bound.max(1)
+}

@@ -1,0 +1,118 @@
+//! Keys and values: the registry buckets, read by direct get and written with or without expectations.
+//!
+//! A bucket is a stream `KV_<bucket>` on `$KV.<bucket>.>` (NATS ADR-8). Nodes reach single keys only.
+
+use bytes::Bytes;
+use message::{Seal, Timestamp};
+
+use crate::connect::Bus;
+use crate::error::BusError;
+use crate::read::{Scan, Start};
+use crate::wire::{Headers, Message, Stored, broker_time};
+
+/// Who belongs to the fleet; written by operators.
+pub const NODES: &str = "NODES";
+/// The last life sign of each node; written by the nodes themselves.
+pub const PRESENCE: &str = "PRESENCE";
+/// What was ordered; written by operators.
+pub const JOBS: &str = "JOBS";
+/// Who may order; written by whoever holds the root key.
+pub const POLICY: &str = "POLICY";
+/// The stream epoch and the like; written at set-up.
+pub const META: &str = "META";
+
+impl Bus {
+    /// The value of a key, with the headers it was written with; `None` when there is none or it was deleted.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Message>, BusError> {
+        let subject = format!("{}.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}", self.api_prefix);
+        let answer = self.request(&subject, Headers::new(), Bytes::new(), None).await?;
+        match answer.status.map(|status| status.as_u16()) {
+            Some(404) => return Ok(None),
+            Some(status) if status >= 300 => {
+                return Err(BusError::Broker {
+                    what: format!("reading {bucket}.{key}"),
+                    code: u64::from(status),
+                    description: answer.description.unwrap_or_default(),
+                });
+            }
+            _ => {}
+        }
+        let headers = answer.headers.unwrap_or_default();
+        let text = |name: &str| headers.get_last(name).map(|value| value.as_str().to_owned());
+        let message = Message {
+            subject: text("Nats-Subject").unwrap_or_default(),
+            sequence: text("Nats-Sequence").and_then(|text| text.parse().ok()).unwrap_or(0),
+            stored_at: text("Nats-Time-Stamp").and_then(|text| broker_time(&text)).unwrap_or_default(),
+            payload: answer.payload,
+            headers,
+        };
+        Ok((!is_deletion(&message)).then_some(message))
+    }
+
+    /// Writes a key, whatever was there.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not confirm it.
+    pub async fn kv_put(&self, bucket: &str, key: &str, value: Bytes, seal: Option<&Seal>) -> Result<Stored, BusError> {
+        self.publish(&format!("$KV.{bucket}.{key}"), sealed(seal), value).await
+    }
+
+    /// Writes a key if `revision` is its last one; 0 means that it must not exist.
+    ///
+    /// # Errors
+    /// [`BusError::Conflict`] when it is not; [`BusError`] when the broker does not confirm it.
+    pub async fn kv_put_if(
+        &self,
+        bucket: &str,
+        key: &str,
+        value: Bytes,
+        seal: Option<&Seal>,
+        revision: u64,
+    ) -> Result<Stored, BusError> {
+        self.publish(&format!("$KV.{bucket}.{key}"), sealed(seal).expecting_last(revision), value).await
+    }
+
+    /// Marks a key as deleted.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not confirm it.
+    pub async fn kv_delete(&self, bucket: &str, key: &str) -> Result<Stored, BusError> {
+        self.publish(&format!("$KV.{bucket}.{key}"), Headers::new().with("KV-Operation", "DEL"), Bytes::new()).await
+    }
+
+    /// The last values of all keys that match `filter` (a subject below the bucket, such as `*`), deletions
+    /// left out, with the broker's time of reading.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn kv_all(&self, bucket: &str, filter: &str) -> Result<(Vec<Message>, Timestamp), BusError> {
+        let stream = format!("KV_{bucket}");
+        let filter = format!("$KV.{bucket}.{filter}");
+        let mut scan = Scan::open(self, &stream, &[filter], Start::LastPerSubject).await?;
+        let now = scan.opened_at();
+        let mut values = Vec::new();
+        while let Some(message) = scan.next().await? {
+            if !is_deletion(&message) {
+                values.push(message);
+            }
+        }
+        Ok((values, now))
+    }
+}
+
+fn sealed(seal: Option<&Seal>) -> Headers {
+    seal.map_or_else(Headers::new, |seal| Headers::new().sealed(seal))
+}
+
+/// The key that a KV subject stands for.
+pub fn key_of(subject: &str) -> &str {
+    subject.splitn(3, '.').nth(2).unwrap_or_default()
+}
+
+/// Whether a message of a bucket says that its key is gone.
+pub fn is_deletion(message: &Message) -> bool {
+    matches!(message.header("KV-Operation"), Some("DEL" | "PURGE"))
+}

@@ -1,0 +1,25 @@
+//! The bus: everything between Steward and NATS.
+//!
+//! The only crate that names async-nats: connections, publishing, reading, keys and values, the feed of a node's
+//! orders, credentials and the local broker. What flows in are the nouns of `message`; what flows out are stored
+//! messages. It must never decide what an order means or whether it may run.
+
+pub mod broker;
+pub mod chain;
+pub mod claims;
+pub mod clock;
+pub mod connect;
+pub mod error;
+pub mod keys;
+pub mod kv;
+pub mod live;
+pub mod read;
+mod setup;
+pub mod streams;
+pub mod wire;
+
+pub use connect::{Bus, ConnectOptions, CORE_API, Credentials, EDGE_API, Link};
+pub use error::BusError;
+pub use live::{LiveMessage, LiveOrders};
+pub use read::{Scan, Start, Tail};
+pub use wire::{Headers, Message, Stored};

@@ -1,0 +1,296 @@
+//! Reading streams: a [`Scan`] reads what is there and ends, a [`Tail`] goes on with what comes.
+//!
+//! A scan is a short-lived pull consumer held in the broker's memory and deleted afterwards. It is what a node
+//! catches up with, and what answers every question such as `node ls`. A tail is async-nats' ordered consumer,
+//! which notices gaps and starts again behind the last message seen.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use message::Timestamp;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::clock;
+use crate::connect::Bus;
+use crate::error::BusError;
+use crate::wire::{Message, broker_time};
+
+/// How many messages are asked for at once; also bounds what waits in memory.
+const BATCH: u64 = 256;
+/// How long the broker keeps an abandoned consumer.
+const INACTIVE_NS: u64 = 30_000_000_000;
+/// How long a batch may stay silent before the scan gives up.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// Where reading begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With the oldest message.
+    First,
+    /// With the first message at or after this sequence.
+    Sequence(u64),
+    /// With the first message at or after this time of the broker.
+    Time(Timestamp),
+    /// With the last message of each subject.
+    LastPerSubject,
+    /// With what comes from now on.
+    New,
+}
+
+impl Start {
+    fn config(self) -> Value {
+        match self {
+            Self::First => json!({"deliver_policy": "all"}),
+            Self::Sequence(sequence) => json!({"deliver_policy": "by_start_sequence", "opt_start_seq": sequence.max(1)}),
+            Self::Time(time) => json!({"deliver_policy": "by_start_time", "opt_start_time": time.to_string()}),
+            Self::LastPerSubject => json!({"deliver_policy": "last_per_subject"}),
+            Self::New => json!({"deliver_policy": "new"}),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct ConsumerInfo {
+    #[serde(default)]
+    num_pending: u64,
+    #[serde(default)]
+    ts: String,
+}
+
+/// Reads what a stream holds, then ends.
+pub struct Scan {
+    bus: Bus,
+    stream: String,
+    consumer: String,
+    inbox: String,
+    subscriber: async_nats::Subscriber,
+    /// Messages not yet seen, as the broker last told.
+    pending: u64,
+    /// Messages of the current batch that may still come.
+    outstanding: u64,
+    opened_at: Timestamp,
+    deleted: bool,
+}
+
+impl Scan {
+    /// Opens a scan of `stream` over the subjects that match `filters`.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not allow or answer it.
+    pub async fn open(bus: &Bus, stream: &str, filters: &[String], start: Start) -> Result<Self, BusError> {
+        let name = format!("scan-{}", clock::message_id());
+        Self::open_named(bus, stream, &name, filters, start).await
+    }
+
+    /// Like [`Scan::open`], with a consumer of a given name: nodes may only use their own.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not allow or answer it.
+    pub async fn open_named(
+        bus: &Bus,
+        stream: &str,
+        name: &str,
+        filters: &[String],
+        start: Start,
+    ) -> Result<Self, BusError> {
+        let inbox = bus.client.new_inbox();
+        let subscriber = bus
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| BusError::Other { what: "subscribing".into(), reason: error.to_string() })?;
+        let mut config = json!({
+            "name": name,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": INACTIVE_NS,
+        });
+        // One filter goes into the API subject, where a permission can pin it.
+        let call = if let [filter] = filters {
+            config["filter_subject"] = json!(filter);
+            format!("CONSUMER.CREATE.{stream}.{name}.{filter}")
+        } else {
+            config["filter_subjects"] = json!(filters);
+            format!("CONSUMER.CREATE.{stream}.{name}")
+        };
+        if let (Some(config), Value::Object(start)) = (config.as_object_mut(), start.config()) {
+            config.extend(start);
+        }
+        let info: ConsumerInfo = bus.api(&call, &json!({"stream_name": stream, "config": config})).await?;
+        Ok(Self {
+            bus: bus.clone(),
+            stream: stream.to_owned(),
+            consumer: name.to_owned(),
+            inbox,
+            subscriber,
+            pending: info.num_pending,
+            outstanding: 0,
+            opened_at: broker_time(&info.ts).unwrap_or_default(),
+            deleted: false,
+        })
+    }
+
+    /// The broker's time when the scan was opened.
+    pub fn opened_at(&self) -> Timestamp {
+        self.opened_at
+    }
+
+    /// How many messages are still to come.
+    pub fn pending(&self) -> u64 {
+        self.pending
+    }
+
+    /// The next message, or `None` when all have been read.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker falls silent; what was read so far is right, what follows is not known.
+    pub async fn next(&mut self) -> Result<Option<Message>, BusError> {
+        loop {
+            if self.pending == 0 {
+                self.delete().await;
+                return Ok(None);
+            }
+            if self.outstanding == 0 {
+                self.ask().await?;
+            }
+            let silent = || BusError::Timeout { what: format!("a read of {}", self.stream) };
+            let answer = tokio::time::timeout(SILENCE_MAX, self.subscriber.next())
+                .await
+                .map_err(|_| silent())?
+                .ok_or(BusError::Disconnected)?;
+            if answer.status.is_some() {
+                // 404 no messages, 408 batch complete: some were deleted since they were counted.
+                if self.outstanding == BATCH.min(self.pending) || answer.status.is_some_and(|s| s.as_u16() == 404) {
+                    self.pending = 0;
+                }
+                self.outstanding = 0;
+                continue;
+            }
+            self.outstanding = self.outstanding.saturating_sub(1);
+            let (message, pending) = delivered(answer)?;
+            self.pending = pending;
+            return Ok(Some(message));
+        }
+    }
+
+    async fn ask(&mut self) -> Result<(), BusError> {
+        let batch = BATCH.min(self.pending);
+        let subject = format!("{}.CONSUMER.MSG.NEXT.{}.{}", self.bus.api_prefix, self.stream, self.consumer);
+        let body = json!({"batch": batch, "no_wait": true}).to_string();
+        self.bus
+            .client
+            .publish_with_reply(subject, self.inbox.clone(), Bytes::from(body))
+            .await
+            .map_err(|error| BusError::Other { what: "asking for messages".into(), reason: error.to_string() })?;
+        self.outstanding = batch;
+        Ok(())
+    }
+
+    async fn delete(&mut self) {
+        if !self.deleted {
+            self.deleted = true;
+            let subject = format!("{}.CONSUMER.DELETE.{}.{}", self.bus.api_prefix, self.stream, self.consumer);
+            // Best effort: the broker forgets it by itself after INACTIVE_NS.
+            let _ = self.bus.client.publish(subject, Bytes::new()).await;
+        }
+    }
+}
+
+/// Goes on reading what is published, in order and without gaps, across reconnects.
+pub struct Tail {
+    messages: async_nats::jetstream::consumer::push::Ordered,
+    /// How many stored messages there were when it was opened.
+    backlog: u64,
+}
+
+impl Tail {
+    /// Opens a tail of `stream` over the subjects that match `filters`.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not allow or answer it.
+    pub async fn open(bus: &Bus, stream: &str, filters: &[String], start: Start) -> Result<Self, BusError> {
+        use async_nats::jetstream::consumer::{DeliverPolicy, push::OrderedConfig};
+        let what = || format!("following {stream}");
+        let deliver_policy = match start {
+            Start::First => DeliverPolicy::All,
+            Start::Sequence(sequence) => DeliverPolicy::ByStartSequence { start_sequence: sequence.max(1) },
+            Start::Time(time) => match i128::from(time.as_ms()).checked_mul(1_000_000) {
+                Some(nanos) => DeliverPolicy::ByStartTime {
+                    start_time: async_nats::datetime::DateTime::from_unix_timestamp_nanos(nanos).map_err(|error| {
+                        BusError::Other { what: what(), reason: error.to_string() }
+                    })?,
+                },
+                None => DeliverPolicy::All,
+            },
+            Start::LastPerSubject => DeliverPolicy::LastPerSubject,
+            Start::New => DeliverPolicy::New,
+        };
+        let config = OrderedConfig {
+            deliver_subject: bus.client.new_inbox(),
+            filter_subjects: filters.to_vec(),
+            deliver_policy,
+            ..Default::default()
+        };
+        let context = async_nats::jetstream::new(bus.client.clone());
+        let consumer = context
+            .create_consumer_on_stream(config, stream)
+            .await
+            .map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?;
+        let backlog = consumer.cached_info().num_pending;
+        let messages = consumer
+            .messages()
+            .await
+            .map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?;
+        Ok(Self { messages, backlog })
+    }
+
+    /// How many stored messages there were when it was opened: the first that many are not news.
+    pub fn backlog(&self) -> u64 {
+        self.backlog
+    }
+
+    /// The next message; waits for it.
+    ///
+    /// # Errors
+    /// [`BusError`] when the tail cannot go on.
+    pub async fn next(&mut self) -> Result<Message, BusError> {
+        match self.messages.next().await {
+            Some(Ok(message)) => delivered(message.message).map(|(message, _)| message),
+            Some(Err(error)) => Err(BusError::Other { what: "following".into(), reason: error.to_string() }),
+            None => Err(BusError::Disconnected),
+        }
+    }
+}
+
+/// What the reply subject of a delivered message tells: its sequence, time and what is still pending.
+/// `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>`, or the same with
+/// domain and account hash before the stream, and a random token at the end (NATS ADR-15).
+fn delivered(message: async_nats::Message) -> Result<(Message, u64), BusError> {
+    let reply = message.reply.as_deref().unwrap_or_default();
+    let tokens: Vec<&str> = reply.split('.').collect();
+    let at = match tokens.len() {
+        9 => 5,
+        11.. => 7,
+        _ => usize::MAX,
+    };
+    let number = |offset: usize| tokens.get(at.saturating_add(offset)).and_then(|token| token.parse::<u64>().ok());
+    let (Some(sequence), Some(nanos), Some(pending)) = (number(0), number(2), number(3)) else {
+        return Err(BusError::Unreadable {
+            what: "a read".into(),
+            reason: format!("the message's reply subject is {reply:?}"),
+        });
+    };
+    let stored_at = Timestamp::from_ms(i64::try_from(nanos / 1_000_000).unwrap_or(i64::MAX));
+    let message = Message {
+        subject: message.subject.to_string(),
+        sequence,
+        stored_at,
+        payload: message.payload,
+        headers: message.headers.unwrap_or_default(),
+    };
+    Ok((message, pending))
+}
