@@ -1,0 +1,137 @@
+//! `agent.toml`: what a node reports. Unknown keys are errors that name the nearest known one.
+
+use std::path::{Path, PathBuf};
+
+use message::{NodeName, Token};
+use serde::Deserialize;
+
+/// What can be wrong with a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("the configuration {} cannot be read: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// It is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+}
+
+/// A configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The node's name; has to be the one that it was enrolled as.
+    #[serde(default)]
+    pub name: Option<NodeName>,
+    /// What it reports.
+    #[serde(default)]
+    pub event: Vec<EventSource>,
+}
+
+/// One `[[event]]` table: a source of events.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventSource {
+    /// What kind of thing is reported.
+    pub method: Token,
+    /// What it is about.
+    pub domain: Token,
+    /// Who is told.
+    #[serde(default = "central")]
+    pub to: NodeName,
+    /// The file that is followed.
+    pub file: PathBuf,
+}
+
+fn central() -> NodeName {
+    // A literal that follows the rules for names; the tests read it.
+    #[allow(clippy::expect_used)]
+    NodeName::new("central").expect("\"central\" is a valid node name")
+}
+
+const KEYS: [&str; 6] = ["name", "event", "method", "domain", "to", "file"];
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is wrong, and where.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Read { path: path.to_owned(), reason: error.to_string() })?;
+        Self::parse(&text).map_err(|reason| ConfigError::Wrong { path: path.to_owned(), reason })
+    }
+
+    /// Reads the text of a configuration.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, and where.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|error| explain(&error.to_string()))?;
+        for (index, source) in config.event.iter().enumerate() {
+            if !source.file.is_absolute() {
+                return Err(format!(
+                    "event {} ({}/{}): file = {:?} is not an absolute path",
+                    index + 1,
+                    source.method,
+                    source.domain,
+                    source.file.display().to_string()
+                ));
+            }
+        }
+        Ok(config)
+    }
+}
+
+/// Adds the nearest known key to the parser's complaint about an unknown one.
+fn explain(error: &str) -> String {
+    let Some(unknown) = error.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next()) else {
+        return error.trim_end().to_owned();
+    };
+    let nearest = KEYS.into_iter().min_by_key(|key| strsim::damerau_levenshtein(key, unknown));
+    match nearest {
+        Some(key) if strsim::damerau_levenshtein(key, unknown) <= 3 => {
+            format!("{}\nDid you mean `{key}`?", error.trim_end())
+        }
+        _ => error.trim_end().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_followed_file_needs_four_lines() {
+        let config = Config::parse(
+            "name = \"ship1\"\n[[event]]\nmethod = \"syslogforwarding\"\ndomain = \"nginx\"\nfile = \"/var/log/nginx/access.log\"\n",
+        )
+        .unwrap();
+        assert_eq!(config.event[0].to.as_str(), "central");
+        assert_eq!(config.event[0].file, Path::new("/var/log/nginx/access.log"));
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_known_one() {
+        let error = Config::parse("[[event]]\nmethd = \"a\"\n").unwrap_err();
+        assert!(error.contains("methd") && error.contains("Did you mean `method`?"), "{error}");
+        assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_name_or_a_relative_path_is_refused() {
+        assert!(Config::parse("name = \"sh ip\"").unwrap_err().contains("' '"));
+        let error = Config::parse("[[event]]\nmethod=\"a\"\ndomain=\"b\"\nfile=\"x.log\"").unwrap_err();
+        assert!(error.contains("absolute"), "{error}");
+    }
+}

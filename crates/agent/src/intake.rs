@@ -1,0 +1,362 @@
+//! Intake: takes orders from the bus, live and by catch-up, and journals each before anything is said about it.
+//!
+//! The one task that moves the cursor. What comes live passes only in an unbroken chain; only verified, new orders
+//! move a head, and only a completed catch-up raises the floor.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bus::chain::{Arrival, Chain};
+use bus::{Bus, BusError, LiveOrders, Message, clock, kv, live};
+use journal::{Cursor, Entry, Journal, JournalError, Write};
+use message::{History, Order, State, Timestamp};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::counters::Counters;
+use crate::judge::{Grounds, Verdict, judge};
+use crate::outbox::Outbox;
+use crate::process::{Processes, Task};
+use crate::run::Identity;
+use crate::trust::Trusted;
+
+/// The most orders that may wait or run at once; beyond it, what comes stays at the broker.
+pub(crate) const PLACES: usize = 10_000;
+/// The most orders journaled in one commit.
+const BATCH_MAX: usize = 64;
+/// Between two catch-ups that broken chains ask for, at least.
+const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait after catch-ups that failed.
+const CATCH_UP_RETRY_MAX: Duration = Duration::from_secs(20);
+/// The most sequences remembered as counted.
+const NOTED_MAX: usize = 4096;
+/// By how much a signed time may lie ahead of this node's clock and still move the watermark.
+const WATERMARK_LEAP_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Everything intake works with.
+pub(crate) struct Intake {
+    pub(crate) bus: Bus,
+    pub(crate) journal: Journal,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) trusted: Arc<Trusted>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) processes: Arc<Processes>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) degraded: watch::Sender<Option<String>>,
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) floor: Arc<AtomicU64>,
+    pub(crate) chain: Chain,
+    /// What was discarded or repeated live and will be met again by a catch-up: judged again, since what comes
+    /// live may lie about its sequence, but not counted again.
+    pub(crate) noted: BTreeSet<u64>,
+    pub(crate) epoch: Option<String>,
+    pub(crate) watermark: Timestamp,
+}
+
+/// An order that was decided about, on its way into the journal.
+struct Decided {
+    entry: Entry,
+    place: Option<OwnedSemaphorePermit>,
+    subject: String,
+}
+
+impl Intake {
+    /// Where the cursor stood.
+    pub(crate) fn chain_of(cursor: &Cursor) -> Chain {
+        Chain::new(cursor.floor, cursor.heads.iter().cloned())
+    }
+
+    pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), BusError> {
+        let mut live = LiveOrders::open(&self.bus, &self.identity.me.name).await?;
+        let mut link = self.bus.link();
+        let mut seen_link = *link.borrow_and_update();
+        // The first thing to do, as soon as the link is up.
+        let mut due: Option<Instant> = Some(Instant::now());
+        let mut greeted = false;
+        let mut retry = CATCH_UP_INTERVAL;
+        loop {
+            let wake = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(()),
+                changed = link.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let now = *link.borrow_and_update();
+                    if now.ups != seen_link.ups || now.overruns != seen_link.overruns {
+                        greeted &= now.ups == seen_link.ups;
+                        due = Some(Instant::now());
+                    }
+                    seen_link = now;
+                }
+                () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() => {
+                    due = None;
+                    let caught_up = tokio::select! {
+                        () = cancel.cancelled() => return Ok(()),
+                        caught_up = self.catch_up(greeted, &cancel) => caught_up,
+                    };
+                    match caught_up {
+                        Ok(()) => {
+                            greeted = true;
+                            retry = CATCH_UP_INTERVAL;
+                        }
+                        Err(problem) => {
+                            tracing::debug!(%problem, "a catch-up failed; it is tried again");
+                            let wait = retry / 2 + Duration::from_millis(clock::jitter(retry.as_millis() as u64 / 2));
+                            due = Some(Instant::now() + wait);
+                            retry = (retry * 2).min(CATCH_UP_RETRY_MAX);
+                        }
+                    }
+                }
+                message = live.next() => {
+                    let Some(first) = message else { return Ok(()) };
+                    let mut batch = Batch::default();
+                    let mut gap = false;
+                    let mut next = Some(first);
+                    while let Some(live_message) = next.take() {
+                        let message = &live_message.message;
+                        match self.chain.judge(&message.subject, message.sequence, live_message.previous) {
+                            Arrival::Seen => {}
+                            Arrival::Gap => gap = true,
+                            Arrival::Next => {
+                                if !self.consider(message, &mut batch, &cancel).await {
+                                    return Ok(());
+                                }
+                            }
+                        }
+                        if batch.decided.len() < BATCH_MAX && !gap {
+                            next = live.ready();
+                        }
+                    }
+                    if let Err(error) = self.journal_batch(batch).await {
+                        self.fall_back(&error).await;
+                        gap = true;
+                    }
+                    if gap && due.is_none() {
+                        due = Some(Instant::now() + if retry > CATCH_UP_INTERVAL { retry } else { Duration::ZERO });
+                        retry = CATCH_UP_INTERVAL;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Judges a message and adds what follows from it to `batch`. `false` when the agent ends.
+    async fn consider(&mut self, message: &Message, batch: &mut Batch, cancel: &CancellationToken) -> bool {
+        let trust = self.trusted.current();
+        let grounds = Grounds { me: &self.identity.me, trust: &trust, now: clock::now() };
+        let (order, refused) = match judge(&message.subject, &message.payload, message.seal(), grounds) {
+            Verdict::Discard(_) if self.was_noted(message.sequence) => return true,
+            Verdict::Discard(discard) => {
+                let count = self.counters.discard(discard.counter());
+                // The first few and then every thousandth: a flood must not fill the log as well.
+                if count <= 10 || count % 1000 == 0 {
+                    tracing::warn!(subject = %message.subject, reason = %discard, count, "a message was discarded");
+                }
+                return true;
+            }
+            Verdict::Refuse { order, state, reason } => (order, Some((state, reason))),
+            Verdict::Take { order, .. } => (order, None),
+        };
+        let known = batch.ids.contains(&order.id) || !matches!(self.journal.find(&order.id), Ok(None));
+        if known && self.was_noted(message.sequence) {
+            return true;
+        }
+        if known {
+            self.counters.repeated.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(order = %order.id, "an order was delivered again; it is not run again");
+            return true;
+        }
+        let refused = refused.or_else(|| {
+            self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason))
+        });
+        let mut idle = false;
+        let mut place = None;
+        let refused = match refused {
+            Some(refused) => Some(refused),
+            None => {
+                // Where nothing more may wait, the broker keeps it.
+                place = tokio::select! {
+                    () = cancel.cancelled() => return false,
+                    permit = Arc::clone(&self.places).acquire_owned() => permit.ok(),
+                };
+                match self.processes.claim(&order.method, &order.domain) {
+                    Ok(alone) => {
+                        idle = alone;
+                        None
+                    }
+                    Err(reason) => {
+                        place = None;
+                        Some((State::Rejected, reason))
+                    }
+                }
+            }
+        };
+        self.see_time(order.created, batch);
+        let entry = entry(&order, message, refused, idle);
+        self.chain.take(&message.subject, message.sequence);
+        batch.ids.insert(order.id);
+        batch.decided.push(Decided { entry, place, subject: message.subject.clone() });
+        true
+    }
+
+    /// Whether a message that does not move the chain was counted before; notes it if not.
+    fn was_noted(&mut self, sequence: u64) -> bool {
+        if sequence <= self.chain.floor() || !self.noted.insert(sequence) {
+            return true;
+        }
+        if self.noted.len() > NOTED_MAX {
+            self.noted.pop_first();
+        }
+        false
+    }
+
+    /// Moves the watermark of signed times, which never falls.
+    fn see_time(&mut self, created: Timestamp, batch: &mut Batch) {
+        if created > self.watermark && created <= clock::now().plus(WATERMARK_LEAP_MAX) {
+            self.watermark = created;
+            batch.watermark = Some(created);
+        }
+    }
+
+    /// Journals a batch in one commit; then, and only then, tells and runs.
+    async fn journal_batch(&mut self, batch: Batch) -> Result<(), JournalError> {
+        if batch.decided.is_empty() {
+            return Ok(());
+        }
+        let mut writes: Vec<Write> = batch.watermark.map(Write::Watermark).into_iter().collect();
+        for decided in &batch.decided {
+            writes.push(Write::Entry(Box::new(decided.entry.clone())));
+            writes.push(Write::Head { subject: decided.subject.clone(), sequence: decided.entry.sequence });
+        }
+        if let Err(error) = self.journal.commit(writes).await {
+            for decided in batch.decided.iter().filter(|decided| decided.place.is_some()) {
+                self.processes.unclaim(&decided.entry.method, &decided.entry.domain);
+            }
+            return Err(error);
+        }
+        for Decided { entry, place, .. } in batch.decided {
+            self.outbox.report(&entry).await;
+            if place.is_some() {
+                let (method, domain, id) = (entry.method.clone(), entry.domain.clone(), entry.id);
+                let begun = (entry.history.state() == State::Running).then(|| Box::new(entry));
+                self.processes.dispatch(&method, &domain, Task { id, begun, place });
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failed write: what was taken in memory only counts as not taken.
+    async fn fall_back(&mut self, error: &JournalError) {
+        tracing::error!(%error, "orders could not be journaled; they stay at the broker");
+        self.degraded.send_replace(Some(error.to_string()));
+        tokio::time::sleep(CATCH_UP_INTERVAL).await;
+        self.chain = Chain::new(self.chain.floor(), []);
+    }
+
+    /// Reads everything behind the floor from the stream; at a new link first what else may have changed.
+    async fn catch_up(&mut self, greeted: bool, cancel: &CancellationToken) -> Result<(), String> {
+        if !greeted {
+            self.check_epoch().await?;
+            self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        }
+        let node = self.identity.me.name.clone();
+        let mut scan =
+            live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
+        let mut floor = self.chain.floor();
+        loop {
+            let mut batch = Batch::default();
+            let mut done = false;
+            while batch.decided.len() < BATCH_MAX {
+                let Some(message) = scan.next().await.map_err(|error| error.to_string())? else {
+                    done = true;
+                    break;
+                };
+                floor = floor.max(message.sequence);
+                if message.sequence > self.chain.head(&message.subject)
+                    && !self.consider(&message, &mut batch, cancel).await
+                {
+                    return Ok(());
+                }
+            }
+            if let Err(error) = self.journal_batch(batch).await {
+                self.fall_back(&error).await;
+                return Err(error.to_string());
+            }
+            if done {
+                break;
+            }
+        }
+        if floor > self.chain.floor() {
+            self.journal.commit(vec![Write::Floor(floor)]).await.map_err(|error| error.to_string())?;
+            self.chain.raise_floor(floor);
+            self.noted = self.noted.split_off(&(floor + 1));
+            self.floor.store(floor, Ordering::Relaxed);
+        }
+        self.degraded.send_if_modified(|reason| reason.take().is_some());
+        Ok(())
+    }
+
+    /// Notices a broker whose store was made anew: its sequences mean something else.
+    async fn check_epoch(&mut self) -> Result<(), String> {
+        let found = self.bus.kv_get(kv::META, "epoch").await.map_err(|error| error.to_string())?;
+        let Some(epoch) = found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()) else {
+            return Ok(());
+        };
+        if self.epoch.as_ref() != Some(&epoch) {
+            if self.epoch.is_some() {
+                tracing::warn!("the broker's store is a new one; reading starts from its beginning");
+            }
+            self.journal.commit(vec![Write::Epoch(epoch.clone())]).await.map_err(|error| error.to_string())?;
+            self.chain = Chain::default();
+            self.floor.store(0, Ordering::Relaxed);
+            self.epoch = Some(epoch);
+        }
+        Ok(())
+    }
+}
+
+/// Orders decided about together.
+#[derive(Default)]
+struct Batch {
+    decided: Vec<Decided>,
+    ids: BTreeSet<message::OrderId>,
+    watermark: Option<Timestamp>,
+}
+
+/// The journal entry of a newly arrived order.
+fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, begins: bool) -> Entry {
+    let now = clock::now();
+    let mut history = History::new();
+    let steps: &[State] = match &refused {
+        Some((state, _)) => &[*state],
+        None if begins => &[State::Delivered, State::Running],
+        None => &[State::Delivered],
+    };
+    for state in steps {
+        // These are all legal first steps; the state machine's own test enumerates them.
+        if history.push(*state, now).is_err() {
+            tracing::error!(order = %order.id, %state, "an order cannot begin in this state");
+        }
+    }
+    let runs = refused.is_none();
+    Entry {
+        id: order.id,
+        sequence: message.sequence,
+        job: order.job.clone(),
+        from: order.from.clone(),
+        method: order.method.clone(),
+        domain: order.domain.clone(),
+        expires: order.expires,
+        history,
+        reason: refused.map(|(_, reason)| reason),
+        outcome: None,
+        body: runs.then(|| String::from_utf8_lossy(&message.payload).into_owned()),
+        reply_id: clock::message_id(),
+        reported: 0,
+    }
+}

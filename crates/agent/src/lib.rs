@@ -1,0 +1,29 @@
+//! The edge unit: verify, authorize, run, record, report.
+//!
+//! What flows in are orders from the bus and lines from event sources; what flows out are replies, output, events
+//! and life signs. Everything that must survive goes through the journal first. The agent must never trust the
+//! broker or the station: only signatures count, and only the keys that the fleet's root has signed.
+//!
+//! The way of an order: [`intake`] takes it from the bus, [`judge`] decides (pure), the journal keeps it,
+//! [`process`] runs it by a [`method`], [`report`] tells how it stands. Beside it run [`presence`] (life signs) and
+//! [`source`] (events). [`run`] starts all of it and sees all of it end.
+
+pub mod config;
+mod counters;
+mod intake;
+pub mod judge;
+mod method;
+mod options;
+mod outbox;
+mod presence;
+mod process;
+mod report;
+mod run;
+mod source;
+mod trust;
+
+pub use options::{AgentError, LIFE_SIGN_INTERVAL, Options};
+pub use run::run;
+
+/// The version that this agent reports.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,187 @@
+//! Methods: how an order is executed. Built-in ones, and any executable in `methods.d`.
+//!
+//! What flows in is an order that was verified, accepted and journaled as running; what flows out is output as it
+//! appears and, once, how it ended. A method must never touch the journal or the bus itself.
+
+mod external;
+mod httpget;
+mod shell;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use data_encoding::HEXLOWER;
+use message::{Order, Outcome, OutputTally, State, method};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::outbox::Output;
+use crate::process::Processes;
+use crate::run::Identity;
+
+/// How an execution ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// A terminal state.
+    pub(crate) state: State,
+    /// Why, where the state needs a reason.
+    pub(crate) reason: Option<String>,
+    /// What came of it.
+    pub(crate) outcome: Outcome,
+}
+
+impl Ended {
+    pub(crate) fn failed(reason: impl Into<String>) -> Self {
+        Self { state: State::Failed, reason: Some(reason.into()), outcome: Outcome::default() }
+    }
+
+    fn with_data(data: serde_json::Value) -> Self {
+        Self { state: State::Succeeded, reason: None, outcome: Outcome { data: Some(data), ..Outcome::default() } }
+    }
+}
+
+/// How an order of some method is executed here.
+#[derive(Debug, Clone)]
+pub(crate) enum Method {
+    ShellCommand,
+    Hello,
+    HttpGet,
+    Processes,
+    /// An executable in `methods.d`.
+    External(PathBuf),
+}
+
+/// Everything an execution may use.
+pub(crate) struct Execution<'a> {
+    pub(crate) order: &'a Order,
+    /// The exact signed body.
+    pub(crate) body: &'a str,
+    pub(crate) output: &'a mut Output,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) identity: &'a Identity,
+    pub(crate) processes: &'a Arc<Processes>,
+}
+
+impl Method {
+    /// The method of this name.
+    ///
+    /// # Errors
+    /// A sentence that names the methods that there are.
+    pub(crate) fn find(name: &str, methods_dir: &Path) -> Result<Self, String> {
+        match name {
+            method::SHELLCOMMAND => return Ok(Self::ShellCommand),
+            method::HELLO => return Ok(Self::Hello),
+            method::HTTPGET => return Ok(Self::HttpGet),
+            method::PROCESSES => return Ok(Self::Processes),
+            _ => {}
+        }
+        // A method's name is one subject token: without a dot it cannot climb, without a slash it is one file.
+        let path = methods_dir.join(name);
+        if !name.contains('/') && path.is_file() {
+            return Ok(Self::External(path));
+        }
+        let mut known = vec![
+            method::SHELLCOMMAND.to_owned(),
+            method::HELLO.to_owned(),
+            method::HTTPGET.to_owned(),
+            method::PROCESSES.to_owned(),
+        ];
+        let files = std::fs::read_dir(methods_dir).into_iter().flatten().flatten();
+        known.extend(files.filter_map(|file| file.file_name().into_string().ok()));
+        Err(format!(
+            "this node has no method {name:?}; it has {}. An executable {} would add it",
+            known.join(", "),
+            path.display()
+        ))
+    }
+
+    /// Executes an order. Ends by itself at the order's time-out or when cancelled.
+    pub(crate) async fn execute(&self, execution: Execution<'_>) -> Ended {
+        match self {
+            Self::ShellCommand => shell::execute(execution).await,
+            Self::HttpGet => httpget::execute(execution).await,
+            Self::External(path) => external::execute(path, execution).await,
+            Self::Hello => Ended::with_data(json!({
+                "node": execution.identity.me.name,
+                "version": crate::VERSION,
+                "at": bus::clock::now(),
+                "uptime_s": execution.identity.started.elapsed().as_secs(),
+                "instance": execution.identity.instance,
+                "boot": execution.identity.boot,
+                "discarded": execution.processes.counters().discarded(),
+                "repeated": execution.processes.counters().repeated.load(std::sync::atomic::Ordering::Relaxed),
+            })),
+            Self::Processes => Ended::with_data(json!(execution.processes.list())),
+        }
+    }
+}
+
+/// Runs a program for an order and passes its output on; shared by everything that is a program.
+async fn run_program(program: exec::Program, output: &mut Output, cancel: CancellationToken) -> Ended {
+    let (chunks, mut received) = tokio::sync::mpsc::channel::<exec::Chunk>(8);
+    let running = exec::run(program, chunks, cancel);
+    tokio::pin!(running);
+    let mut lost = None;
+    let finished = loop {
+        tokio::select! {
+            biased;
+            Some(chunk) = received.recv() => pass_on(output, chunk, &mut lost).await,
+            finished = &mut running => break finished,
+        }
+    };
+    while let Some(chunk) = received.recv().await {
+        pass_on(output, chunk, &mut lost).await;
+    }
+    ended(&finished, output.count(), lost)
+}
+
+/// How a program's end reads as the end of an order.
+fn ended(finished: &exec::Finished, output_messages: u32, lost: Option<String>) -> Ended {
+    let tally = |tally: &exec::Tally| OutputTally {
+        bytes: tally.kept,
+        total_bytes: tally.total,
+        sha256: HEXLOWER.encode(&tally.sha256),
+    };
+    let (state, reason, exit_code, signal) = match &finished.end {
+        exec::End::Exited(0) => (State::Succeeded, None, Some(0), None),
+        exec::End::Exited(code) => (State::Failed, None, Some(*code), None),
+        exec::End::Signalled(signal) => {
+            (State::Failed, Some(format!("it was ended by signal {signal}")), None, Some(*signal))
+        }
+        exec::End::TimedOut => {
+            (State::TimedOut, Some("it took longer than its time-out; it and all it had started were ended".into()), None, None)
+        }
+        exec::End::Cancelled => (State::Cancelled, None, None, None),
+        exec::End::NotStarted(reason) => (State::Failed, Some(reason.clone()), None, None),
+    };
+    let outcome = Outcome {
+        exit_code,
+        signal,
+        stdout: Some(tally(&finished.stdout)),
+        stderr: Some(tally(&finished.stderr)),
+        output_messages,
+        data: None,
+    };
+    let reason = lost.map(|error| format!("its output could not be kept: {error}")).or(reason);
+    Ended { state, reason, outcome }
+}
+
+async fn pass_on(output: &mut Output, chunk: exec::Chunk, lost: &mut Option<String>) {
+    if let Err(error) = output.send(chunk.stream == exec::Stream::Stderr, chunk.bytes).await {
+        lost.get_or_insert_with(|| error.to_string());
+    }
+}
+
+/// What every program learns about its order.
+fn order_environment(order: &Order) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    [
+        ("STEWARD_NODE", order.to.name.to_string()),
+        ("STEWARD_JOB", order.job.to_string()),
+        ("STEWARD_ORDER", order.id.to_string()),
+        ("STEWARD_METHOD", order.method.to_string()),
+        ("STEWARD_DOMAIN", order.domain.to_string()),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.into(), value.into()))
+    .collect()
+}

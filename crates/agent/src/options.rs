@@ -1,0 +1,80 @@
+//! What an agent needs to start, and why it may end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use message::{NodeName, PublicKey, SealedDocument};
+
+/// How often a node says that it lives.
+pub const LIFE_SIGN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What an agent needs to start.
+#[derive(Clone)]
+pub struct Options {
+    /// Its name.
+    pub name: NodeName,
+    /// Where the broker is: one URL, or several separated by commas.
+    pub server: String,
+    /// The text of its `.creds` file.
+    pub credentials: String,
+    /// The public key of the fleet's root.
+    pub root: PublicKey,
+    /// The list of operators as it was at enrolment, sealed by the root.
+    pub trust: SealedDocument,
+    /// Where the journal lies, and `methods.d`.
+    pub state_dir: PathBuf,
+    /// `agent.toml`; `<state_dir>/agent.toml` is read when it is there and no other is named.
+    pub config_file: Option<PathBuf>,
+    /// How often it says that it lives.
+    pub life_sign_interval: Duration,
+}
+
+/// Why an agent does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its own papers do not hold.
+    #[error("the enrolment of {name} cannot be used: {reason}; enrol it again with `steward node enroll {name}`")]
+    Enrolment {
+        /// The node.
+        name: NodeName,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] journal::JournalError),
+    /// The bus cannot be used.
+    #[error(transparent)]
+    Bus(#[from] bus::BusError),
+    /// Somebody else lives under this name.
+    #[error(
+        "the name {name} is in use by another living installation (journal {instance}, last heard {age}): stop that one, or choose another name"
+    )]
+    NameInUse {
+        /// The name.
+        name: NodeName,
+        /// The other's journal.
+        instance: message::InstanceId,
+        /// How long ago it spoke.
+        age: String,
+    },
+    /// Somebody else started under this name and key while this one was running.
+    #[error("a second agent has started as {name} with this node's key (run {boot}): this one stops, so that no order runs twice")]
+    Displaced {
+        /// The name.
+        name: NodeName,
+        /// The other's run.
+        boot: message::InstanceId,
+    },
+    /// One of its tasks broke down.
+    #[error("the agent's task `{task}` broke down: {reason}")]
+    Task {
+        /// Which.
+        task: &'static str,
+        /// How.
+        reason: String,
+    },
+}

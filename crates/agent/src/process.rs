@@ -1,0 +1,345 @@
+//! Processes: one supervised message handler per subject, sequential inside, concurrent between.
+//!
+//! A handler that panics or does not end takes down nobody else: its order fails, the process goes on with the
+//! next one and counts a restart.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bus::clock;
+use journal::{Entry, Journal, Write};
+use message::method::ProcessStatus;
+use message::{Order, OrderId, State, Subject, Token};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::counters::Counters;
+use crate::method::{Ended, Execution, Method};
+use crate::outbox::Outbox;
+use crate::run::Identity;
+
+/// The most subjects that one node handles.
+const PROCESSES_MAX: usize = 1024;
+/// What a handler gets beyond the order's time-out before it is taken for hanging.
+const HANGING_AFTER: Duration = Duration::from_secs(30);
+/// Between two tries to journal an outcome.
+const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+
+/// One order for a process.
+pub(crate) struct Task {
+    pub(crate) id: OrderId,
+    /// The entry, when it is journaled as running already.
+    pub(crate) begun: Option<Box<Entry>>,
+    /// Its place among those that may wait; free again when it has ended.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+struct Process {
+    status: Mutex<ProcessStatus>,
+    queue: mpsc::UnboundedSender<Task>,
+    /// Orders that were claimed for it and have not ended.
+    pending: AtomicUsize,
+}
+
+/// All processes of an agent.
+pub(crate) struct Processes {
+    journal: Journal,
+    outbox: Arc<Outbox>,
+    identity: Arc<Identity>,
+    counters: Arc<Counters>,
+    methods_dir: PathBuf,
+    table: Mutex<BTreeMap<(Token, Token), Arc<Process>>>,
+    /// Event sources, which are processes too.
+    sources: Mutex<Vec<Arc<Mutex<ProcessStatus>>>>,
+    degraded: watch::Sender<Option<String>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Processes {
+    pub(crate) fn new(
+        journal: Journal,
+        outbox: Arc<Outbox>,
+        identity: Arc<Identity>,
+        counters: Arc<Counters>,
+        methods_dir: PathBuf,
+        degraded: watch::Sender<Option<String>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            journal,
+            outbox,
+            identity,
+            counters,
+            methods_dir,
+            table: Mutex::default(),
+            sources: Mutex::default(),
+            degraded,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The method of this name.
+    pub(crate) fn method(&self, name: &Token) -> Result<Method, String> {
+        Method::find(name.as_str(), &self.methods_dir)
+    }
+
+    /// The processes as they are now.
+    pub(crate) fn list(&self) -> Vec<ProcessStatus> {
+        let table = lock(&self.table);
+        let handlers = table.values().map(|process| lock(&process.status).clone());
+        let sources = lock(&self.sources).iter().map(|status| lock(status).clone()).collect::<Vec<_>>();
+        handlers.chain(sources).collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.table).len() + lock(&self.sources).len()
+    }
+
+    /// Adds an event source to the list.
+    pub(crate) fn add_source(&self, status: Arc<Mutex<ProcessStatus>>) {
+        lock(&self.sources).push(status);
+    }
+
+    /// Makes room for one more order of a process, starting the process if need be. Tells whether the order would
+    /// be the only one: then it may be journaled as running at once.
+    ///
+    /// # Errors
+    /// A sentence, when there are too many processes.
+    pub(crate) fn claim(self: &Arc<Self>, method: &Token, domain: &Token) -> Result<bool, String> {
+        let mut table = lock(&self.table);
+        let key = (method.clone(), domain.clone());
+        if !table.contains_key(&key) {
+            if table.len() >= PROCESSES_MAX {
+                return Err(format!("this node already handles {PROCESSES_MAX} subjects, which is its limit"));
+            }
+            table.insert(key.clone(), self.start(method, domain));
+        }
+        Ok(table.get(&key).is_some_and(|process| process.pending.fetch_add(1, Ordering::AcqRel) == 0))
+    }
+
+    /// Gives back what [`Processes::claim`] made room for.
+    pub(crate) fn unclaim(&self, method: &Token, domain: &Token) {
+        if let Some(process) = lock(&self.table).get(&(method.clone(), domain.clone())) {
+            process.pending.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Hands an order to its process, which must have been claimed for it.
+    pub(crate) fn dispatch(&self, method: &Token, domain: &Token, task: Task) {
+        if let Some(process) = lock(&self.table).get(&(method.clone(), domain.clone())) {
+            if task.begun.is_none() {
+                Counters::add(&self.counters.waiting);
+            }
+            // A process ends only with the agent; the journal has the order.
+            let _ = process.queue.send(task);
+        }
+    }
+
+    /// Ends all processes: what runs is ended and becomes `interrupted`, what waits stays in the journal.
+    pub(crate) async fn stop(&self, limit: Duration) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
+            tracing::warn!("some commands did not end in time; the next start reports them as interrupted");
+        }
+    }
+
+    fn start(self: &Arc<Self>, method: &Token, domain: &Token) -> Arc<Process> {
+        let subject = Subject::command(self.identity.me.name.clone(), method.clone(), domain.clone());
+        let status = ProcessStatus {
+            subject: subject.to_string(),
+            reply: format!("*.reply.*.{}", self.identity.me.name),
+            state: "idle".into(),
+            handled: 0,
+            failed: 0,
+            restarts: 0,
+            last_error: None,
+            since: clock::now(),
+        };
+        // Unbounded by itself: intake bounds how many orders may wait in all.
+        let (queue, tasks) = mpsc::unbounded_channel();
+        let process = Arc::new(Process { status: Mutex::new(status), queue, pending: AtomicUsize::new(0) });
+        let (processes, own) = (Arc::clone(self), Arc::clone(&process));
+        self.tasks.spawn(async move { processes.handle(&own, tasks).await });
+        process
+    }
+
+    async fn handle(self: &Arc<Self>, process: &Process, mut tasks: mpsc::UnboundedReceiver<Task>) {
+        loop {
+            let task = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                task = tasks.recv() => match task {
+                    Some(task) => task,
+                    None => return,
+                },
+            };
+            let entry = match task.begun {
+                Some(entry) => Some(*entry),
+                None => {
+                    Counters::remove(&self.counters.waiting);
+                    self.begin(&task.id).await
+                }
+            };
+            if let Some(entry) = entry {
+                self.run_one(process, entry).await;
+            }
+            process.pending.fetch_sub(1, Ordering::AcqRel);
+            drop(task.place);
+        }
+    }
+
+    /// Journals that a waiting order runs now.
+    async fn begin(&self, id: &OrderId) -> Option<Entry> {
+        loop {
+            let begun = match self.journal.find(id) {
+                // Cancelled or superseded while it waited.
+                Ok(Some(entry)) if entry.history.state() != State::Delivered => return None,
+                Ok(None) => return None,
+                Ok(Some(mut entry)) => match entry.history.push(State::Running, clock::now()) {
+                    Err(_) => return None,
+                    Ok(()) => self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await.map(|()| entry),
+                },
+                Err(error) => Err(error),
+            };
+            match begun {
+                Ok(entry) => {
+                    self.recover();
+                    self.outbox.report(&entry).await;
+                    return Some(entry);
+                }
+                Err(error) => self.complain(&error).await?,
+            }
+        }
+    }
+
+    /// Says that the journal fails, and waits before the next try; `None` when the agent ends.
+    async fn complain(&self, error: &journal::JournalError) -> Option<()> {
+        self.degraded.send_replace(Some(error.to_string()));
+        tokio::select! {
+            () = self.stop.cancelled() => None,
+            () = tokio::time::sleep(JOURNAL_RETRY) => Some(()),
+        }
+    }
+
+    /// The journal works: whatever was said before is over.
+    fn recover(&self) {
+        self.degraded.send_if_modified(|reason| reason.take().is_some());
+    }
+
+    async fn run_one(self: &Arc<Self>, process: &Process, mut entry: Entry) {
+        Counters::add(&self.counters.running);
+        set_state(process, "running");
+        let output = self.outbox.output(&entry);
+        let body = entry.body.take().unwrap_or_default();
+        let (ended, broke_down) = match Order::parse(body.as_bytes()) {
+            Err(error) => (Ended::failed(error.to_string()), false),
+            Ok(order) => self.execute(order, body, output.clone()).await,
+        };
+        let ended = if ended.state == State::Cancelled && self.stop.is_cancelled() {
+            Ended { state: State::Interrupted, reason: Some("the agent was stopped while it ran".into()), ..ended }
+        } else {
+            ended
+        };
+        // The states that `Ended` can hold all follow `running`.
+        if entry.history.push(ended.state, clock::now()).is_err() {
+            tracing::error!(order = %entry.id, state = %ended.state, "an execution ended in a state that cannot be");
+        }
+        entry.reason = ended.reason.clone();
+        entry.outcome = Some(ended.outcome);
+        self.keep(&entry, &output).await;
+        self.outbox.report(&entry).await;
+        Counters::remove(&self.counters.running);
+        let mut status = lock(&process.status);
+        status.state = "idle".into();
+        status.since = clock::now();
+        status.handled += 1;
+        status.restarts += u64::from(broke_down);
+        if ended.state != State::Succeeded {
+            status.failed += 1;
+            let code = entry.outcome.as_ref().and_then(|outcome| outcome.exit_code);
+            status.last_error = ended.reason.or_else(|| code.map(|code| format!("exit code {code}")));
+        }
+    }
+
+    /// Journals how an order ended, with the output that is not confirmed yet, in one commit.
+    async fn keep(&self, entry: &Entry, output: &crate::outbox::Output) {
+        let rows = output.take_unconfirmed();
+        let sends = !rows.is_empty();
+        let mut writes: Vec<Write> = rows.into_iter().map(Write::Output).collect();
+        writes.push(Write::Entry(Box::new(entry.clone())));
+        while let Err(error) = self.journal.commit(writes.clone()).await {
+            // What happened is true whether or not it could be written: try until it is, or the agent ends.
+            if self.complain(&error).await.is_none() {
+                return;
+            }
+        }
+        self.recover();
+        if sends && self.outbox.is_stuck() {
+            self.outbox.nudge();
+        }
+    }
+
+    /// Executes in a task of its own, so that a panic or a hang ends with it.
+    async fn execute(self: &Arc<Self>, order: Order, body: String, output: crate::outbox::Output) -> (Ended, bool) {
+        let method = match self.method(&order.method) {
+            Ok(method) => method,
+            Err(reason) => return (Ended::failed(reason), false),
+        };
+        let limit = order.timeout().saturating_add(HANGING_AFTER);
+        let (processes, cancel) = (Arc::clone(self), self.stop.child_token());
+        let mut output = output;
+        let mut handler = tokio::spawn(async move {
+            let identity = Arc::clone(&processes.identity);
+            let execution = Execution {
+                order: &order,
+                body: &body,
+                output: &mut output,
+                cancel,
+                identity: &identity,
+                processes: &processes,
+            };
+            method.execute(execution).await
+        });
+        match tokio::time::timeout(limit, &mut handler).await {
+            Ok(Ok(ended)) => (ended, false),
+            Ok(Err(error)) => (Ended::failed(format!("the handler broke down: {}", panic_text(error))), true),
+            Err(_) => {
+                handler.abort();
+                let reason = "the handler did not end at the time-out and was abandoned";
+                (Ended { state: State::TimedOut, ..Ended::failed(reason) }, true)
+            }
+        }
+    }
+}
+
+fn set_state(process: &Process, state: &str) {
+    let mut status = lock(&process.status);
+    status.state = state.into();
+    status.since = clock::now();
+}
+
+fn panic_text(error: tokio::task::JoinError) -> String {
+    match error.try_into_panic() {
+        Err(error) => error.to_string(),
+        Ok(panic) => panic
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "it panicked".to_owned()),
+    }
+}

@@ -1,0 +1,278 @@
+//! The agent's table of contents: open, recover, connect, claim, take in, report, and see all of it end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use bus::{Bus, ConnectOptions, Credentials, EDGE_API, clock};
+use journal::{Entry, Journal, Opened, Write};
+use message::{Addressee, InstanceId, PublicKey, State};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::intake::{Intake, PLACES};
+use crate::options::{AgentError, Options};
+use crate::outbox::Outbox;
+use crate::presence::Presence;
+use crate::process::{Processes, Task};
+use crate::source::{self, FileSource};
+use crate::trust::Trusted;
+
+/// Between two pings of an idle link.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long commands may take to end when the agent is stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// How long what is on its way may take when the agent is stopped.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+/// Between two prunings of the journal.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Who this agent is.
+pub(crate) struct Identity {
+    /// Name and key: what orders are addressed to.
+    pub(crate) me: Addressee,
+    /// The key that replies are signed with.
+    pub(crate) pair: nkeys::KeyPair,
+    /// The journal.
+    pub(crate) instance: InstanceId,
+    /// The present run.
+    pub(crate) boot: InstanceId,
+    pub(crate) started: Instant,
+}
+
+/// Runs an agent until it is cancelled or cannot go on.
+///
+/// # Errors
+/// [`AgentError`] when it cannot start, when its name is taken, or when one of its tasks breaks down.
+pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), AgentError> {
+    let config = load_config(&options)?;
+    let credentials = Credentials::parse(&options.credentials, "the enrolment")?;
+    let (journal, opened) = Journal::open(&options.state_dir)?;
+    let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
+    let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
+    let pair = credentials.pair().clone();
+    let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
+    let identity = Arc::new(Identity {
+        me,
+        pair,
+        instance: opened.instance,
+        boot: clock::instance_id(),
+        started: Instant::now(),
+    });
+    let interrupted = recover(&journal, &opened).await?;
+    let bus = connect(&options, credentials).await?;
+    let counters = Arc::new(Counters::default());
+    let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
+    let (degraded, degraded_seen) = watch::channel(None);
+    let processes = Processes::new(
+        journal.clone(),
+        Arc::clone(&outbox),
+        Arc::clone(&identity),
+        Arc::clone(&counters),
+        options.state_dir.join("methods.d"),
+        degraded.clone(),
+    );
+    tracing::info!(
+        node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,
+        waiting = opened.unsettled.len(), interrupted, "the agent starts"
+    );
+
+    let stop = CancellationToken::new();
+    let mut tasks: JoinSet<(&'static str, Result<(), AgentError>)> = JoinSet::new();
+    let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
+    let mut presence = Presence {
+        bus: bus.clone(),
+        identity: Arc::clone(&identity),
+        counters: Arc::clone(&counters),
+        processes: Arc::clone(&processes),
+        degraded: degraded_seen,
+        floor: Arc::clone(&floor),
+        interval: options.life_sign_interval,
+        revision: 0,
+    };
+    start_default_processes(&processes);
+    presence.claim(&cancel).await?;
+    if cancel.is_cancelled() {
+        return Ok(());
+    }
+    // Shared, since the last word is spoken when the task that speaks has ended.
+    let presence = Arc::new(tokio::sync::Mutex::new(presence));
+    let places = Arc::new(Semaphore::new(PLACES));
+    resume(&processes, &places, &opened.unsettled);
+
+    let ready = Arc::new(Notify::new());
+    for event in config.event {
+        let file = FileSource::new(event, journal.clone(), identity.me.name.clone(), Arc::clone(&ready));
+        processes.add_source(file.status());
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            file.run(stop.clone()).await;
+            // A source that fails says so in `ps`; the others go on.
+            stop.cancelled().await;
+            ("events", Ok(()))
+        });
+    }
+    {
+        let (bus, journal, identity, ready) = (bus.clone(), journal.clone(), Arc::clone(&identity), ready);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            source::publish(bus, journal, identity, ready, stop).await;
+            ("publish events", Ok(()))
+        });
+    }
+    {
+        let (outbox, stop) = (Arc::clone(&outbox), stop.clone());
+        tasks.spawn(async move {
+            outbox.run(stop).await;
+            ("outbox", Ok(()))
+        });
+    }
+    {
+        let (journal, stop, watermark) = (journal.clone(), stop.clone(), opened.cursor.watermark);
+        tasks.spawn(async move {
+            prune(&journal, watermark, stop).await;
+            ("prune", Ok(()))
+        });
+    }
+    let intake = Intake {
+        bus: bus.clone(),
+        journal: journal.clone(),
+        identity: Arc::clone(&identity),
+        trusted: Arc::new(trusted),
+        outbox: Arc::clone(&outbox),
+        processes: Arc::clone(&processes),
+        counters: Arc::clone(&counters),
+        degraded,
+        places,
+        floor: Arc::clone(&floor),
+        chain: Intake::chain_of(&opened.cursor),
+        noted: std::collections::BTreeSet::new(),
+        epoch: opened.cursor.epoch.clone(),
+        watermark: opened.cursor.watermark,
+    };
+    {
+        let stop = stop.clone();
+        tasks.spawn(async move { ("intake", intake.run(stop).await.map_err(AgentError::Bus)) });
+    }
+    {
+        let (stop, presence) = (stop.clone(), Arc::clone(&presence));
+        tasks.spawn(async move { ("life signs", presence.lock().await.run(stop).await) });
+    }
+
+    let ended = tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        ended = tasks.join_next() => why(ended),
+    };
+    stop.cancel();
+    processes.stop(STOP_LIMIT).await;
+    outbox.drain(DRAIN_LIMIT).await;
+    while tasks.join_next().await.is_some() {}
+    if !matches!(ended, Err(AgentError::Displaced { .. })) {
+        presence.lock().await.goodbye().await;
+    }
+    bus.close().await;
+    ended
+}
+
+/// Why a task has ended before it was told to.
+fn why(
+    ended: Option<Result<(&'static str, Result<(), AgentError>), tokio::task::JoinError>>,
+) -> Result<(), AgentError> {
+    match ended {
+        Some(Ok((_, Err(error)))) => Err(error),
+        Some(Ok((task, Ok(())))) => Err(AgentError::Task { task, reason: "it ended by itself".into() }),
+        Some(Err(error)) => Err(AgentError::Task { task: "unknown", reason: error.to_string() }),
+        None => Ok(()),
+    }
+}
+
+fn load_config(options: &Options) -> Result<Config, AgentError> {
+    let default = options.state_dir.join("agent.toml");
+    let config = match &options.config_file {
+        Some(path) => Config::load(path)?,
+        None if default.exists() => Config::load(&default)?,
+        None => Config::default(),
+    };
+    match &config.name {
+        Some(name) if *name != options.name => Err(AgentError::Enrolment {
+            name: options.name.clone(),
+            reason: format!("the configuration is for a node called {name}"),
+        }),
+        _ => Ok(config),
+    }
+}
+
+async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
+    let connect = ConnectOptions {
+        server: options.server.clone(),
+        credentials,
+        name: format!("steward agent {}", options.name),
+        inbox_prefix: Some(format!("_INBOX.{}", options.name)),
+        patient: true,
+        ping_interval: PING_INTERVAL,
+        api_prefix: EDGE_API,
+    };
+    Ok(Bus::connect(connect).await?)
+}
+
+/// What ran when the last run ended was interrupted: it is not run again. Returns how many.
+async fn recover(journal: &Journal, opened: &Opened) -> Result<usize, AgentError> {
+    let mut writes = Vec::new();
+    for entry in &opened.unsettled {
+        if entry.history.state() == State::Running {
+            let mut entry = entry.clone();
+            if entry.history.push(State::Interrupted, clock::now()).is_ok() {
+                entry.reason = Some("the agent went down while it ran; it was not run again".into());
+                entry.body = None;
+                writes.push(Write::Entry(Box::new(entry)));
+            }
+        }
+    }
+    let count = writes.len();
+    if count > 0 {
+        journal.commit(writes).await?;
+    }
+    Ok(count)
+}
+
+/// What was delivered and has not begun runs now, in the order of the broker's stream.
+fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entry]) {
+    for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Delivered) {
+        // There are no more of them than there were places.
+        let place = Arc::clone(places).try_acquire_owned().ok();
+        match processes.claim(&entry.method, &entry.domain) {
+            Ok(_) => processes.dispatch(&entry.method, &entry.domain, Task { id: entry.id, begun: None, place }),
+            Err(reason) => tracing::error!(order = %entry.id, %reason, "a delivered order cannot be run"),
+        }
+    }
+}
+
+/// The processes that every node has, so that they are seen before their first order.
+fn start_default_processes(processes: &Arc<Processes>) {
+    use message::method::{HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
+    for method in [SHELLCOMMAND, HELLO, HTTPGET, PROCESSES] {
+        let tokens = message::Token::method(method).and_then(|method| {
+            message::Token::domain(message::order::DEFAULT_DOMAIN).map(|domain| (method, domain))
+        });
+        if let Ok((method, domain)) = tokens
+            && processes.claim(&method, &domain).is_ok()
+        {
+            processes.unclaim(&method, &domain);
+        }
+    }
+}
+
+async fn prune(journal: &Journal, watermark: message::Timestamp, stop: CancellationToken) {
+    loop {
+        if let Err(error) = journal.prune(watermark).await {
+            tracing::warn!(%error, "the journal could not be pruned");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        }
+    }
+}
