@@ -1,0 +1,231 @@
+//! A connection to a fleet, with an identity and with the list of those who are believed.
+//!
+//! The list of operators ([`Trust`]) is sealed by the fleet's root, whose public key stands in the context. It is
+//! taken from the home and from the broker, whichever is newer; an older one never replaces a newer one.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bus::claims::Creds;
+use bus::kv::POLICY;
+use bus::{Bus, BusError, ConnectOptions, Credentials};
+use bytes::Bytes;
+use message::{PublicKey, Seal, SealedDocument, Trust};
+
+use crate::context::Context;
+use crate::error::FleetError;
+use crate::files;
+
+/// The key of bucket `POLICY` at which the list of operators stands.
+pub const TRUST_KEY: &str = "trust";
+/// How long the one attempt to connect may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// Between two pings of an idle link.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How often a write is tried again when somebody else was faster.
+const CONFLICTS_MAX: u32 = 5;
+
+/// A connection to a fleet with the identity of its context; cheap to clone.
+#[derive(Clone)]
+pub struct Fleet {
+    bus: Bus,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    context: Context,
+    credentials: Credentials,
+    trust: RwLock<Arc<Trust>>,
+}
+
+impl Fleet {
+    /// Connects: one attempt within 5 s, then an error that says what to do. Reads the list of operators.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the credentials cannot be read, the broker cannot be reached, or no list of operators
+    /// is signed by the context's root.
+    pub async fn connect(context: &Context) -> Result<Self, FleetError> {
+        let (credentials, options) = options(context, false)?;
+        let bus = tokio::time::timeout(CONNECT_MAX, Bus::connect(options)).await.map_err(|_| {
+            let reason = format!("no answer within {} s", CONNECT_MAX.as_secs());
+            BusError::Unreachable { server: context.server.clone(), reason }
+        })??;
+        let (ours, theirs) = (trust_at_home(context), trust_at_broker(&bus, context).await);
+        let trust = match (ours, theirs) {
+            (Ok(ours), Ok(Some(theirs))) => newer(ours, theirs),
+            (Ok(ours), _) => ours,
+            (Err(_), Ok(Some(theirs))) => theirs,
+            (Err(reason), _) => return Err(reason),
+        };
+        Ok(Self::assemble(bus, context, credentials, trust))
+    }
+
+    /// The same with a connection that goes on trying for ever when the broker is not there yet: for services.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the credentials or `<home>/trust.json` cannot be used.
+    pub async fn connect_patiently(context: &Context) -> Result<Self, FleetError> {
+        let (credentials, options) = options(context, true)?;
+        let trust = trust_at_home(context)?;
+        Ok(Self::assemble(Bus::connect(options).await?, context, credentials, trust))
+    }
+
+    fn assemble(bus: Bus, context: &Context, credentials: Credentials, trust: Trust) -> Self {
+        let trust = RwLock::new(Arc::new(trust));
+        Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust }) }
+    }
+
+    /// What it was connected with.
+    pub fn context(&self) -> &Context {
+        &self.shared.context
+    }
+
+    /// The bus below.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The public key of this identity.
+    pub fn key(&self) -> PublicKey {
+        PublicKey::of(self.shared.credentials.pair())
+    }
+
+    /// The name under which this identity may order, if it may.
+    pub fn operator(&self) -> Option<String> {
+        self.trust().operator(&self.key()).map(|operator| operator.name.clone())
+    }
+
+    /// Who is believed.
+    pub fn trust(&self) -> Arc<Trust> {
+        // Nothing panics while it holds the lock; if something did, the list in it would still be whole.
+        Arc::clone(&self.shared.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the list of operators from the broker if it is newer than the one known.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked.
+    pub async fn refresh_trust(&self) -> Result<(), FleetError> {
+        if let Some(theirs) = trust_at_broker(&self.bus, self.context()).await? {
+            self.adopt(theirs);
+        }
+        Ok(())
+    }
+
+    /// Hands the broker the list of operators that stands in `<home>/trust.json`, unless it has one as new.
+    /// Tells whether it was handed over.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the file cannot be used or the broker does not take it.
+    pub async fn publish_trust(&self) -> Result<bool, FleetError> {
+        let (sealed, ours) = sealed_trust(self.context())?;
+        let text = serde_json::to_string(&sealed).map_err(|error| FleetError::signing(&error))?;
+        self.adopt(ours.clone());
+        for _ in 0..CONFLICTS_MAX {
+            // What the root did not sign is no reason to keep from writing what it did sign.
+            let revision = match self.bus.kv_get(POLICY, TRUST_KEY).await? {
+                None => 0,
+                Some(message) => match open_trust(&message.payload, &self.context().root) {
+                    Ok(theirs) if theirs.serial >= ours.serial => return Ok(false),
+                    _ => message.sequence,
+                },
+            };
+            match self.bus.kv_put_if(POLICY, TRUST_KEY, Bytes::from(text.clone()), None, revision).await {
+                Ok(_) => return Ok(true),
+                Err(BusError::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(BusError::Conflict { what: "the list of operators".into() }.into())
+    }
+
+    /// Sends what is buffered and closes.
+    pub async fn close(&self) {
+        self.bus.close().await;
+    }
+
+    fn adopt(&self, trust: Trust) {
+        let mut held = self.shared.trust.write().unwrap_or_else(PoisonError::into_inner);
+        if trust.serial > held.serial {
+            *held = Arc::new(trust);
+        }
+    }
+
+    /// The sealed list of operators, for others to verify: from the home, else from the broker.
+    pub(crate) async fn sealed_trust(&self) -> Result<SealedDocument, FleetError> {
+        let missing = match sealed_trust(self.context()) {
+            Ok((sealed, _)) => return Ok(sealed),
+            Err(error) => error,
+        };
+        let stored = self.bus.kv_get(POLICY, TRUST_KEY).await?;
+        let sealed = stored.and_then(|message| serde_json::from_slice::<SealedDocument>(&message.payload).ok());
+        sealed.filter(|sealed| Trust::open(sealed, &self.context().root).is_ok()).ok_or(missing)
+    }
+
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.shared.credentials
+    }
+
+    /// The name under which this identity signs; an error when it may not.
+    pub(crate) fn signing_operator(&self) -> Result<String, FleetError> {
+        self.operator().ok_or_else(|| FleetError::NotAnOperator { key: self.key().to_string() })
+    }
+
+    pub(crate) fn seal(&self, bytes: &[u8]) -> Result<Seal, FleetError> {
+        Seal::over(bytes, self.shared.credentials.pair()).map_err(|error| FleetError::signing(&error))
+    }
+}
+
+fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
+    let origin = context.creds.display().to_string();
+    let text = files::read(&context.creds)?
+        .ok_or_else(|| BusError::Credentials { path: origin.clone(), reason: "there is no such file".into() })?;
+    let credentials = Credentials::parse(&text, &origin)?;
+    let creds = Creds::parse(&text)?;
+    let (name, _) = creds.identity()?;
+    let options = ConnectOptions {
+        server: context.server.clone(),
+        credentials: credentials.clone(),
+        name: format!("steward {name}"),
+        inbox_prefix: Some(creds.inbox_prefix()?),
+        patient,
+        ping_interval: PING_INTERVAL,
+        api_prefix: bus::CORE_API,
+    };
+    Ok((credentials, options))
+}
+
+fn newer(one: Trust, other: Trust) -> Trust {
+    if other.serial > one.serial { other } else { one }
+}
+
+/// The sealed list in the home, with what it says.
+pub(crate) fn sealed_trust(context: &Context) -> Result<(SealedDocument, Trust), FleetError> {
+    let path = context.home().trust_file();
+    let text = files::read(&path)?.ok_or_else(|| FleetError::Trust {
+        reason: format!(
+            "there is no {}, and the broker has none that this fleet's root signed; copy the file from the home \
+             where the fleet was made, or run `steward up` there once",
+            path.display()
+        ),
+    })?;
+    let wrong = |reason: String| FleetError::File { path: path.clone(), reason };
+    let sealed: SealedDocument = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let trust = Trust::open(&sealed, &context.root).map_err(|error| wrong(error.to_string()))?;
+    Ok((sealed, trust))
+}
+
+fn trust_at_home(context: &Context) -> Result<Trust, FleetError> {
+    sealed_trust(context).map(|(_, trust)| trust)
+}
+
+async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<Trust>, FleetError> {
+    let Some(message) = bus.kv_get(POLICY, TRUST_KEY).await? else { return Ok(None) };
+    let trust = open_trust(&message.payload, &context.root).map_err(|reason| FleetError::Trust { reason })?;
+    Ok(Some(trust))
+}
+
+fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
+    let sealed: SealedDocument = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+    Trust::open(&sealed, root).map_err(|error| error.to_string())
+}

@@ -1,0 +1,29 @@
+//! What an operator can do: resolve targets, order, gather, enrol. Shared by the command line and the station.
+//!
+//! What flows in are an operator's wishes and the broker's streams; what flows out are signed orders and views of
+//! how things stand. Nothing is believed that its writer did not sign. This crate must never print, read the
+//! environment or know a terminal.
+//!
+//! Start reading at [`Fleet`], then [`order`] (what is asked), [`job`] (how it stands) and [`nodes`] (who is there).
+
+pub mod context;
+pub mod enroll;
+pub mod events;
+pub mod job;
+pub mod nodes;
+pub mod order;
+
+mod connection;
+mod error;
+mod files;
+mod glob;
+mod steady;
+
+pub use connection::{Fleet, TRUST_KEY};
+pub use context::{Context, Home};
+pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized};
+pub use error::FleetError;
+pub use events::{EventFilter, EventLine, Events, Since};
+pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
+pub use nodes::{FleetView, Node, Selection};
+pub use order::{OrderRequest, PlacedJob};

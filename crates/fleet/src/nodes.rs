@@ -1,0 +1,336 @@
+//! The fleet: who belongs to it, how each stands, and who is meant by a target.
+
+mod belief;
+mod select;
+
+use std::time::Duration;
+
+use bus::kv::{NODES, PRESENCE, is_deletion};
+use bus::{BusError, Message, Scan, Start, clock};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use message::registry::NodeKind;
+use message::{LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Timestamp, Vitality, WIRE_VERSION};
+use serde_json::json;
+
+use crate::connection::Fleet;
+use crate::error::FleetError;
+use belief::{BrokerClock, Written};
+
+/// Up to so many names are read one by one; for more, the whole fleet is read at once.
+const EXACT_MAX: usize = 64;
+/// So many nodes are verified on one thread before the next one is asked to help.
+const VERIFY_BATCH: usize = 512;
+/// How often a record is written again when somebody else was faster.
+const CONFLICTS_MAX: u32 = 5;
+/// JetStream's code for a stream that does not exist.
+const NO_SUCH_STREAM: u64 = 10059;
+/// The stream in the broker's memory that tells when the broker started, and its subject.
+const BOOT: (&str, &str) = ("BOOT", "steward.boot");
+
+/// Who is meant. Nobody, unless patterns or `all` say so.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Selection {
+    /// Names and globs; see [`Pattern::parse_list`].
+    pub patterns: Vec<Pattern>,
+    /// Every node of the fleet.
+    pub all: bool,
+}
+
+/// A node of the fleet, as its signed record and its last signed sign of life tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What an operator signed about it.
+    pub record: NodeRecord,
+    /// What it last said of itself.
+    pub sign: Option<LifeSign>,
+    /// When the broker stored that.
+    pub last_seen: Option<Timestamp>,
+    /// How it stands.
+    pub vitality: Vitality,
+    /// How long ago it last reported, by the broker's clock.
+    pub age: Option<Duration>,
+}
+
+impl Node {
+    /// Its name.
+    pub fn name(&self) -> &NodeName {
+        &self.record.name
+    }
+
+    /// As `node ls -o json` lists it.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "name": self.record.name,
+            "state": self.vitality.state,
+            "reason": self.vitality.reason,
+            "last_seen": self.last_seen,
+            "labels": self.record.labels,
+            "facts": {},
+            "version": self.sign.as_ref().map(|sign| &sign.version),
+            "processes": self.sign.as_ref().map_or(0, |sign| sign.processes),
+        })
+    }
+}
+
+/// Nodes as they stood at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FleetView {
+    /// The nodes, in natural order of their names: `ship2` before `ship10`.
+    pub nodes: Vec<Node>,
+    /// What was not believed or left out, as sentences for people.
+    pub notes: Vec<String>,
+    /// The moment, by the broker's clock.
+    pub at: Timestamp,
+}
+
+impl Fleet {
+    /// All nodes.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked.
+    pub async fn nodes(&self) -> Result<FleetView, FleetError> {
+        let (records, signs, clock) = tokio::try_join!(self.bucket(NODES), self.bucket(PRESENCE), self.broker_clock())?;
+        let (trust, signs) = (self.trust(), std::sync::Arc::new(signs));
+        let mut parts = Vec::new();
+        for part in records.chunks(VERIFY_BATCH) {
+            let (part, signs, trust) = (part.to_vec(), std::sync::Arc::clone(&signs), trust.clone());
+            parts.push(tokio::task::spawn_blocking(move || belief::view(&part, &signs, &trust, clock)));
+        }
+        let mut view = FleetView { at: clock.now, ..FleetView::default() };
+        for part in try_join_all(parts).await.map_err(|error| FleetError::signing(&error))? {
+            view.nodes.extend(part.nodes);
+            view.notes.extend(part.notes);
+        }
+        view.nodes.sort_by(|one, other| belief::natural(one.name(), other.name()));
+        Ok(view)
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] naming near names when there is none.
+    pub async fn node(&self, name: &NodeName) -> Result<Node, FleetError> {
+        let mut view = self.named(&[name]).await?;
+        view.nodes.pop().ok_or_else(|| select::no_match(&[name], &[]))
+    }
+
+    /// The nodes that are meant, each once. Exact names are read one by one, without a look at the whole fleet.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when an exact name is not known (with near names) or nothing matches;
+    /// [`FleetError::Usage`] when the selection is empty.
+    pub async fn resolve(&self, selection: &Selection) -> Result<FleetView, FleetError> {
+        if selection.patterns.is_empty() && !selection.all {
+            return Err(FleetError::usage("no target: name nodes (`ship1,ship2`), a glob (`'ship*'`), or say --all"));
+        }
+        let view = match select::exact(selection) {
+            Some(names) if names.len() <= EXACT_MAX => self.named(&names).await?,
+            _ => self.nodes().await?,
+        };
+        select::select(view, selection)
+    }
+
+    /// Sets and removes labels; returns the record as it is now.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when there is no such node, [`FleetError::Usage`] when a label breaks the rules.
+    pub async fn label(
+        &self,
+        name: &NodeName,
+        set: &[(String, String)],
+        remove: &[String],
+    ) -> Result<NodeRecord, FleetError> {
+        set.iter().try_for_each(|(key, value)| check_label(key, value))?;
+        let by = self.signing_operator()?;
+        for _ in 0..CONFLICTS_MAX {
+            let Some(written) = self.bus().kv_get(NODES, name.as_str()).await? else {
+                return Err(self.unknown(&[name]).await);
+            };
+            let mut record = self.believe(&written)?;
+            for key in remove {
+                record.labels.remove(key);
+            }
+            record.labels.extend(set.iter().cloned());
+            record.by.clone_from(&by);
+            if self.write_record(&record, written.sequence).await? {
+                return Ok(record);
+            }
+        }
+        Err(BusError::Conflict { what: format!("the record of {name}") }.into())
+    }
+
+    /// Takes a node off the list. What it stored stays; its credentials stay valid until they are revoked.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when there is no such node.
+    pub async fn remove(&self, name: &NodeName) -> Result<(), FleetError> {
+        if self.bus().kv_get(NODES, name.as_str()).await?.is_none() {
+            return Err(self.unknown(&[name]).await);
+        }
+        self.bus().kv_delete(NODES, name.as_str()).await?;
+        Ok(())
+    }
+
+    /// Signs and stores the record of a node. The same name with the same key changes nothing.
+    ///
+    /// # Errors
+    /// [`FleetError::NodeExists`] when the name is taken by another key.
+    pub async fn register(&self, name: &NodeName, key: &PublicKey) -> Result<NodeRecord, FleetError> {
+        let by = self.signing_operator()?;
+        for _ in 0..CONFLICTS_MAX {
+            let last = self.last_written(name).await?;
+            if let Some(written) = last.as_ref().filter(|message| !is_deletion(message)) {
+                let record = self.believe(written)?;
+                return if record.key == *key {
+                    Ok(record)
+                } else {
+                    Err(FleetError::NodeExists { name: name.to_string(), key: record.key.to_string() })
+                };
+            }
+            let record = NodeRecord {
+                v: WIRE_VERSION,
+                kind: NodeKind::Node,
+                name: name.clone(),
+                key: key.clone(),
+                labels: [].into(),
+                enrolled: clock::now(),
+                by: by.clone(),
+            };
+            if self.write_record(&record, last.map_or(0, |message| message.sequence)).await? {
+                return Ok(record);
+            }
+        }
+        Err(BusError::Conflict { what: format!("the record of {name}") }.into())
+    }
+
+    /// The key of a node, if there is a record of it that is believed.
+    pub(crate) async fn node_key(&self, name: &NodeName) -> Result<Option<PublicKey>, FleetError> {
+        let written = self.bus().kv_get(NODES, name.as_str()).await?;
+        Ok(written.and_then(|written| self.believe(&written).ok()).map(|record| record.key))
+    }
+
+    fn believe(&self, written: &Message) -> Result<NodeRecord, FleetError> {
+        belief::record(&Written::of(written), &self.trust()).map_err(|message| FleetError::NoMatch { message })
+    }
+
+    /// The nodes of these names; an error if one is not known.
+    async fn named(&self, names: &[&NodeName]) -> Result<FleetView, FleetError> {
+        let one = |name: &NodeName| {
+            let name = name.to_string();
+            async move { tokio::try_join!(self.bus().kv_get(NODES, &name), self.bus().kv_get(PRESENCE, &name)) }
+        };
+        let all = async { try_join_all(names.iter().map(|name| one(name))).await.map_err(FleetError::from) };
+        let (found, clock) = tokio::try_join!(all, self.broker_clock())?;
+        let missing: Vec<&NodeName> =
+            names.iter().zip(&found).filter(|(_, (record, _))| record.is_none()).map(|(name, _)| *name).collect();
+        if !missing.is_empty() {
+            return Err(self.unknown(&missing).await);
+        }
+        let (records, signs): (Vec<_>, Vec<_>) = found.into_iter().unzip();
+        let flat = |list: Vec<Option<Message>>| list.into_iter().flatten().collect::<Vec<_>>();
+        let mut view = belief::view(&flat(records), &flat(signs), &self.trust(), clock);
+        if view.nodes.len() < names.len() {
+            return Err(FleetError::NoMatch { message: view.notes.join("; ") });
+        }
+        view.nodes.sort_by(|one, other| belief::natural(one.name(), other.name()));
+        view.nodes.dedup_by(|one, other| one.name() == other.name());
+        Ok(view)
+    }
+
+    /// The error for names that nobody has; names near ones if they can be read.
+    async fn unknown(&self, missing: &[&NodeName]) -> FleetError {
+        let records = self.bucket(NODES).await.unwrap_or_default();
+        let known: Vec<&str> = records.iter().map(|message| bus::kv::key_of(&message.subject)).collect();
+        select::no_match(missing, &known)
+    }
+
+    async fn bucket(&self, bucket: &str) -> Result<Vec<Message>, FleetError> {
+        Ok(self.bus().kv_all(bucket, "*").await?.0)
+    }
+
+    /// The last thing written at the key of `name`, be it a deletion.
+    async fn last_written(&self, name: &NodeName) -> Result<Option<Message>, FleetError> {
+        let (stream, subject) = (format!("KV_{NODES}"), format!("$KV.{NODES}.{name}"));
+        let mut scan = Scan::open(self.bus(), &stream, &[subject], Start::LastPerSubject).await?;
+        Ok(scan.next().await?)
+    }
+
+    /// Writes a record if `revision` is the last one of its key; tells whether it was.
+    async fn write_record(&self, record: &NodeRecord, revision: u64) -> Result<bool, FleetError> {
+        let bytes = serde_json::to_vec(record).map_err(|error| FleetError::signing(&error))?;
+        let seal = self.seal(&bytes)?;
+        match self.bus().kv_put_if(NODES, record.name.as_str(), Bytes::from(bytes), Some(&seal), revision).await {
+            Ok(_) => Ok(true),
+            Err(BusError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The broker's time, and since when it has been listening. Without a mark in its memory it may have begun just
+    /// now: then silence proves nothing.
+    async fn broker_clock(&self) -> Result<BrokerClock, FleetError> {
+        let (stream, subject) = BOOT;
+        match Scan::open(self.bus(), stream, &[subject.to_owned()], Start::LastPerSubject).await {
+            Ok(mut scan) => {
+                let now = scan.opened_at();
+                let booted = scan.next().await?.map_or(now, |mark| mark.stored_at);
+                Ok(BrokerClock { now, booted })
+            }
+            Err(BusError::Broker { code: NO_SUCH_STREAM, .. }) => {
+                let nothing = format!("$KV.{PRESENCE}.none");
+                let mut scan =
+                    Scan::open(self.bus(), &format!("KV_{PRESENCE}"), &[nothing], Start::LastPerSubject).await?;
+                let now = scan.opened_at();
+                scan.next().await?; // ends the scan; a node that is called so does no harm
+                Ok(BrokerClock { now, booted: now })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Labels follow the rules of Kubernetes, so that selectors read the same.
+fn check_label(key: &str, value: &str) -> Result<(), FleetError> {
+    let ends = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
+    let prefix = key.rsplit_once('/').map(|(prefix, _)| prefix);
+    let key_ok = (1..=63).contains(&name.len()) && ends(name) && plain(name);
+    let prefix_ok = prefix.is_none_or(|prefix| (1..=253).contains(&prefix.len()) && ends(prefix) && plain(prefix));
+    if !key_ok || !prefix_ok {
+        return Err(FleetError::usage(format!(
+            "{key:?} cannot be a label: use up to 63 letters, digits, `_`, `-` and `.`, with a letter or digit at \
+             both ends"
+        )));
+    }
+    if value.len() > 63 || !(value.is_empty() || ends(value)) || !plain(value) {
+        return Err(FleetError::usage(format!(
+            "{value:?} cannot be the value of the label {key}: use up to 63 letters, digits, `_`, `-` and `.`, with a \
+             letter or digit at both ends"
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("site", "oslo", true)]
+    #[case("example.com/site", "", true)]
+    #[case("gpu", "a-b_c.d", true)]
+    #[case("", "x", false)]
+    #[case("a b", "x", false)]
+    #[case("-a", "x", false)]
+    #[case("a", "x y", false)]
+    #[case("a", "-", false)]
+    fn labels_follow_the_rules_of_kubernetes(#[case] key: &str, #[case] value: &str, #[case] ok: bool) {
+        assert_eq!(check_label(key, value).is_ok(), ok);
+    }
+}

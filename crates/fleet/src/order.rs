@@ -1,0 +1,229 @@
+//! Ordering: one signed order for each target, stored as a job before the first one leaves.
+//!
+//! Chunks first, then the record by `create`, as the mark that the job is complete; then the orders, each on its own
+//! subject under its own id. Whatever breaks off in between is made good by sending again: no node runs an order
+//! twice. When all orders of a job with several targets are with the broker, key `<job>.sent` says so; a job for one
+//! node does without, to save the write.
+
+mod pack;
+
+use std::time::Duration;
+
+use bus::kv::JOBS;
+use bus::{BusError, Headers, clock};
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use message::{JobId, JobRecord, NodeName, OrderId, PublicKey, Seal, SealedOrder, Subject, Token};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use crate::connection::Fleet;
+use crate::error::FleetError;
+use crate::nodes::Node;
+pub(crate) use pack::sha256;
+use pack::{Packed, Plan};
+
+/// How many orders are on their way to the broker at once.
+const IN_FLIGHT_MAX: usize = 256;
+/// How many chunks are.
+const CHUNKS_IN_FLIGHT_MAX: usize = 8;
+/// How long the broker may be away while a job is stored, and again while its orders are sent.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest wait between two attempts.
+const RETRY_DELAY_MAX_MS: u64 = 2_000;
+/// How far ahead an order may expire: the broker keeps orders for 30 days more, for the node to report `expired`.
+const EXPIRES_MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What is to be done, on whichever nodes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OrderRequest {
+    /// What is to be done.
+    pub method: Token,
+    /// What it is about.
+    pub domain: Token,
+    /// What the method needs.
+    pub args: Value,
+    /// How long one execution may take.
+    pub timeout: Duration,
+    /// How long an unreachable node may take to pick it up.
+    pub expires: Duration,
+    /// How many bytes of each output stream are kept.
+    pub max_output: u64,
+}
+
+/// One entry of a job's frozen list: who must answer, signing with which key, to which order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub(crate) node: NodeName,
+    pub(crate) key: PublicKey,
+    pub(crate) order: OrderId,
+}
+
+impl From<&SealedOrder> for Expected {
+    fn from(order: &SealedOrder) -> Self {
+        Self { node: order.node.clone(), key: order.key.clone(), order: order.id }
+    }
+}
+
+/// A job that is stored and sent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacedJob {
+    /// Its id.
+    pub job: JobId,
+    /// Its record.
+    pub record: JobRecord,
+    /// For whom it is.
+    pub targets: Vec<NodeName>,
+    pub(crate) expected: Vec<Expected>,
+    pub(crate) max_output: u64,
+}
+
+impl Fleet {
+    /// Orders: stores the job, then sends its orders. A job is ordered wholly or not at all.
+    ///
+    /// # Errors
+    /// [`FleetError::Usage`] when it is too large or its times make no sense: nothing is stored then;
+    /// [`FleetError::NotAllSent`] when it is stored but the broker went away meanwhile.
+    pub async fn order(&self, request: &OrderRequest, targets: &[Node]) -> Result<PlacedJob, FleetError> {
+        check(request, targets)?;
+        let by = self.signing_operator()?;
+        let created = clock::now();
+        let from = self.context().node.clone();
+        let plan = Plan { request: request.clone(), job: clock::job_id(created), from, by, created };
+        let mut known = std::collections::HashSet::new();
+        let targets: Vec<_> = targets
+            .iter()
+            .filter(|node| known.insert(&node.record.name))
+            .map(|node| (node.record.name.clone(), node.record.key.clone(), clock::order_id()))
+            .collect();
+        let credentials = self.credentials().clone();
+        // Ten thousand signatures take a while: not on a thread that serves others.
+        let packed = tokio::task::spawn_blocking(move || plan.pack(targets, credentials.pair()))
+            .await
+            .map_err(|error| FleetError::signing(&error))??;
+        self.store(&packed).await?;
+        let expected: Vec<Expected> = packed.orders.iter().map(Expected::from).collect();
+        self.fan_out(&packed.record, &packed.seal.key, packed.orders).await?;
+        Ok(PlacedJob {
+            job: packed.record.job.clone(),
+            targets: expected.iter().map(|expected| expected.node.clone()).collect(),
+            record: packed.record,
+            expected,
+            max_output: request.max_output,
+        })
+    }
+
+    /// Sends the orders of a stored job again; those that arrived before do no harm. Returns how many were sent.
+    ///
+    /// # Errors
+    /// [`FleetError::NotAllSent`] when the broker does not take them all.
+    pub async fn send_again(&self, job: &JobId) -> Result<usize, FleetError> {
+        let stored = self.stored_job(job).await?;
+        let count = stored.orders.len();
+        self.fan_out(&stored.record, &stored.signer, stored.orders).await?;
+        Ok(count)
+    }
+
+    async fn store(&self, packed: &Packed) -> Result<(), FleetError> {
+        let deadline = Instant::now() + PATIENCE;
+        let job = &packed.record.job;
+        let mut chunks = stream::iter(packed.chunks.iter().enumerate())
+            .map(|(index, chunk)| async move {
+                let key = format!("{job}.chunk.{index}");
+                retrying(deadline, || self.bus().kv_put(JOBS, &key, chunk.clone(), None)).await
+            })
+            .buffer_unordered(CHUNKS_IN_FLIGHT_MAX);
+        while let Some(stored) = chunks.next().await {
+            stored?;
+        }
+        let create = || self.bus().kv_put_if(JOBS, job.as_str(), packed.bytes.clone(), Some(&packed.seal), 0);
+        match retrying(deadline, create).await {
+            Ok(_) => Ok(()),
+            // The answer to an earlier attempt was lost: what stands there must be ours, word for word.
+            Err(BusError::Conflict { what }) => match self.bus().kv_get(JOBS, job.as_str()).await? {
+                Some(stored) if stored.payload == packed.bytes => Ok(()),
+                _ => Err(BusError::Conflict { what }.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sends orders, and notes when all are with the broker.
+    async fn fan_out(
+        &self,
+        record: &JobRecord,
+        signer: &PublicKey,
+        orders: Vec<SealedOrder>,
+    ) -> Result<(), FleetError> {
+        let deadline = Instant::now() + PATIENCE;
+        let targets = orders.len();
+        let mut sent = stream::iter(orders)
+            .map(|order| self.send(record, signer, order, deadline))
+            .buffer_unordered(IN_FLIGHT_MAX);
+        let (mut unsent, mut reason) = (0, None);
+        while let Some(result) = sent.next().await {
+            if let Err(error) = result {
+                unsent += 1;
+                reason.get_or_insert(error);
+            }
+        }
+        if let Some(error) = reason {
+            let reason = error.to_string();
+            return Err(FleetError::NotAllSent { job: record.job.clone(), unsent, targets, reason });
+        }
+        if targets > 1
+            && let Err(error) =
+                self.bus().kv_put(JOBS, &format!("{}.sent", record.job), Bytes::from_static(b"{}"), None).await
+        {
+            // Without the mark somebody may send them once more, which does no harm.
+            tracing::warn!(job = %record.job, %error, "all orders are sent, but that could not be noted");
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        record: &JobRecord,
+        signer: &PublicKey,
+        order: SealedOrder,
+        deadline: Instant,
+    ) -> Result<(), BusError> {
+        let subject = Subject::command(order.node, record.method.clone(), record.domain.clone()).to_string();
+        let seal = Seal { key: signer.clone(), signature: order.signature };
+        let headers = Headers::new().with_id(&order.id.to_string()).sealed(&seal);
+        let payload = Bytes::from(order.order);
+        retrying(deadline, || self.bus().publish(&subject, headers.clone(), payload.clone())).await?;
+        Ok(())
+    }
+}
+
+fn check(request: &OrderRequest, targets: &[Node]) -> Result<(), FleetError> {
+    if targets.is_empty() {
+        return Err(FleetError::NoMatch { message: "there is no node to order: the target is empty".into() });
+    }
+    if request.timeout.is_zero() {
+        return Err(FleetError::usage("a time-out of zero would end every execution at once: give one like 60s"));
+    }
+    if request.expires > EXPIRES_MAX {
+        return Err(FleetError::usage("an order may expire at most 30d ahead: give a shorter time, like 7d"));
+    }
+    Ok(())
+}
+
+/// Repeats what fails in passing, until `deadline`.
+pub(crate) async fn retrying<T, F>(deadline: Instant, attempt: impl Fn() -> F) -> Result<T, BusError>
+where
+    F: Future<Output = Result<T, BusError>>,
+{
+    let mut delay_ms = 100;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_passing() && Instant::now() < deadline => {
+                tracing::debug!(%error, "trying again");
+                tokio::time::sleep(Duration::from_millis(delay_ms / 2 + clock::jitter(delay_ms / 2))).await;
+                delay_ms = (delay_ms * 2).min(RETRY_DELAY_MAX_MS);
+            }
+            result => return result,
+        }
+    }
+}
