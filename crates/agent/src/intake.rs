@@ -3,7 +3,7 @@
 //! The one task that moves the cursor. What comes live passes only in an unbroken chain; only verified, new orders
 //! move a head, and only a completed catch-up raises the floor.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -29,8 +29,14 @@ pub(crate) const PLACES: usize = 10_000;
 const BATCH_MAX: usize = 64;
 /// Between two catch-ups that broken chains ask for, at least.
 const CATCH_UP_INTERVAL: Duration = Duration::from_secs(1);
+/// Without any reason, a catch-up is made this often: it finds what was dropped between brokers while the link
+/// stayed up, and raises the floor, so that a restart has less to read.
+const ROUTINE_MIN: Duration = Duration::from_secs(3600);
+const ROUTINE_JITTER_MS: u64 = 1_800_000;
 /// The longest wait after catch-ups that failed.
 const CATCH_UP_RETRY_MAX: Duration = Duration::from_secs(20);
+/// Between two times that heads and watermark are journaled, at least.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The most sequences remembered as counted.
 const NOTED_MAX: usize = 4096;
 /// By how much a signed time may lie ahead of this node's clock and still move the watermark.
@@ -52,6 +58,9 @@ pub(crate) struct Intake {
     /// What was discarded or repeated live and will be met again by a catch-up: judged again, since what comes
     /// live may lie about its sequence, but not counted again.
     pub(crate) noted: BTreeSet<u64>,
+    /// Heads that are not journaled yet, and when they last were.
+    pub(crate) heads: BTreeMap<String, u64>,
+    pub(crate) saved: Instant,
     pub(crate) epoch: Option<String>,
     pub(crate) watermark: Timestamp,
 }
@@ -75,6 +84,7 @@ impl Intake {
         let mut seen_link = *link.borrow_and_update();
         // The first thing to do, as soon as the link is up.
         let mut due: Option<Instant> = Some(Instant::now());
+        let mut last_catch_up = Instant::now();
         let mut greeted = false;
         let mut retry = CATCH_UP_INTERVAL;
         loop {
@@ -95,6 +105,7 @@ impl Intake {
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() => {
                     due = None;
+                    last_catch_up = Instant::now();
                     let caught_up = tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
                         caught_up = self.catch_up(greeted, &cancel) => caught_up,
@@ -103,6 +114,7 @@ impl Intake {
                         Ok(()) => {
                             greeted = true;
                             retry = CATCH_UP_INTERVAL;
+                            due = Some(Instant::now() + ROUTINE_MIN + Duration::from_millis(clock::jitter(ROUTINE_JITTER_MS)));
                         }
                         Err(problem) => {
                             tracing::debug!(%problem, "a catch-up failed; it is tried again");
@@ -136,9 +148,9 @@ impl Intake {
                         self.fall_back(&error).await;
                         gap = true;
                     }
-                    if gap && due.is_none() {
-                        due = Some(Instant::now() + if retry > CATCH_UP_INTERVAL { retry } else { Duration::ZERO });
-                        retry = CATCH_UP_INTERVAL;
+                    if gap {
+                        let soon = Instant::now().max(last_catch_up + CATCH_UP_INTERVAL);
+                        due = Some(due.map_or(soon, |due| due.min(soon)));
                     }
                 }
             }
@@ -171,9 +183,8 @@ impl Intake {
             tracing::debug!(order = %order.id, "an order was delivered again; it is not run again");
             return true;
         }
-        let refused = refused.or_else(|| {
-            self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason))
-        });
+        let refused =
+            refused.or_else(|| self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason)));
         let mut idle = false;
         let mut place = None;
         let refused = match refused {
@@ -196,7 +207,7 @@ impl Intake {
                 }
             }
         };
-        self.see_time(order.created, batch);
+        self.see_time(order.created);
         let entry = entry(&order, message, refused, idle);
         self.chain.take(&message.subject, message.sequence);
         batch.ids.insert(order.id);
@@ -216,10 +227,9 @@ impl Intake {
     }
 
     /// Moves the watermark of signed times, which never falls.
-    fn see_time(&mut self, created: Timestamp, batch: &mut Batch) {
+    fn see_time(&mut self, created: Timestamp) {
         if created > self.watermark && created <= clock::now().plus(WATERMARK_LEAP_MAX) {
             self.watermark = created;
-            batch.watermark = Some(created);
         }
     }
 
@@ -228,11 +238,12 @@ impl Intake {
         if batch.decided.is_empty() {
             return Ok(());
         }
-        let mut writes: Vec<Write> = batch.watermark.map(Write::Watermark).into_iter().collect();
+        let mut writes = Vec::with_capacity(batch.decided.len() + 1);
         for decided in &batch.decided {
             writes.push(Write::Entry(Box::new(decided.entry.clone())));
-            writes.push(Write::Head { subject: decided.subject.clone(), sequence: decided.entry.sequence });
+            self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
+        self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
             for decided in batch.decided.iter().filter(|decided| decided.place.is_some()) {
                 self.processes.unclaim(&decided.entry.method, &decided.entry.domain);
@@ -250,6 +261,18 @@ impl Intake {
         Ok(())
     }
 
+    /// Adds heads and watermark to a commit, at most once a second: they spare work after a restart, no more.
+    /// Without them the next catch-up meets orders again whose ids it knows.
+    fn save_progress(&mut self, writes: &mut Vec<Write>) {
+        if self.saved.elapsed() < PROGRESS_INTERVAL {
+            return;
+        }
+        self.saved = Instant::now();
+        let heads = std::mem::take(&mut self.heads);
+        writes.extend(heads.into_iter().map(|(subject, sequence)| Write::Head { subject, sequence }));
+        writes.push(Write::Watermark(self.watermark));
+    }
+
     /// After a failed write: what was taken in memory only counts as not taken.
     async fn fall_back(&mut self, error: &JournalError) {
         tracing::error!(%error, "orders could not be journaled; they stay at the broker");
@@ -265,8 +288,7 @@ impl Intake {
             self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
         }
         let node = self.identity.me.name.clone();
-        let mut scan =
-            live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
+        let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         let mut floor = self.chain.floor();
         loop {
             let mut batch = Batch::default();
@@ -325,7 +347,6 @@ impl Intake {
 struct Batch {
     decided: Vec<Decided>,
     ids: BTreeSet<message::OrderId>,
-    watermark: Option<Timestamp>,
 }
 
 /// The journal entry of a newly arrived order.

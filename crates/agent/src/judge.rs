@@ -105,7 +105,9 @@ fn verified(
 
 #[cfg(test)]
 mod tests {
-    use message::{JobId, NodeName, Operator, OrderId, PublicKey, Token, WIRE_VERSION, subject::Kind, trust::TrustKind};
+    use message::{
+        JobId, NodeName, Operator, OrderId, PublicKey, Token, WIRE_VERSION, subject::Kind, trust::TrustKind,
+    };
     use nkeys::{KeyPair, KeyPairType};
     use proptest::prelude::*;
 

@@ -62,7 +62,9 @@ pub enum AgentError {
         age: String,
     },
     /// Somebody else started under this name and key while this one was running.
-    #[error("a second agent has started as {name} with this node's key (run {boot}): this one stops, so that no order runs twice")]
+    #[error(
+        "a second agent has started as {name} with this node's key (run {boot}): this one stops, so that no order runs twice"
+    )]
     Displaced {
         /// The name.
         name: NodeName,

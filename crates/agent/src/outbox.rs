@@ -182,7 +182,12 @@ impl Outbox {
 
     /// The output of one order.
     pub(crate) fn output(self: &Arc<Self>, entry: &Entry) -> Output {
-        Output { outbox: Arc::clone(self), entry: Arc::new(entry.clone()), next: Arc::default(), unconfirmed: Arc::default() }
+        Output {
+            outbox: Arc::clone(self),
+            entry: Arc::new(entry.clone()),
+            next: Arc::default(),
+            unconfirmed: Arc::default(),
+        }
     }
 }
 

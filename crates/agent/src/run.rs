@@ -55,13 +55,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
-    let identity = Arc::new(Identity {
-        me,
-        pair,
-        instance: opened.instance,
-        boot: clock::instance_id(),
-        started: Instant::now(),
-    });
+    let identity =
+        Arc::new(Identity { me, pair, instance: opened.instance, boot: clock::instance_id(), started: Instant::now() });
     let interrupted = recover(&journal, &opened).await?;
     let bus = connect(&options, credentials).await?;
     let counters = Arc::new(Counters::default());
@@ -149,6 +144,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         places,
         floor: Arc::clone(&floor),
         chain: Intake::chain_of(&opened.cursor),
+        heads: std::collections::BTreeMap::new(),
+        saved: tokio::time::Instant::now(),
         noted: std::collections::BTreeSet::new(),
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
@@ -254,9 +251,8 @@ fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entr
 fn start_default_processes(processes: &Arc<Processes>) {
     use message::method::{HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
     for method in [SHELLCOMMAND, HELLO, HTTPGET, PROCESSES] {
-        let tokens = message::Token::method(method).and_then(|method| {
-            message::Token::domain(message::order::DEFAULT_DOMAIN).map(|domain| (method, domain))
-        });
+        let tokens = message::Token::method(method)
+            .and_then(|method| message::Token::domain(message::order::DEFAULT_DOMAIN).map(|domain| (method, domain)));
         if let Ok((method, domain)) = tokens
             && processes.claim(&method, &domain).is_ok()
         {

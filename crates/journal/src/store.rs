@@ -261,7 +261,8 @@ fn mark(txn: &WriteTransaction, entry: &Entry) -> Result<(), JournalError> {
     let mut unsettled = txn.open_table(UNSETTLED).map_err(write_error)?;
     if entry.is_settled() && !has_output {
         unsettled.remove(&id).map_err(write_error)?;
-    } else {
+    } else if unsettled.get(&id).map_err(read_error)?.is_none() {
+        // Only when it is not there: an insert dirties a page even when it changes nothing.
         unsettled.insert(&id, ()).map_err(write_error)?;
     }
     Ok(())

@@ -131,11 +131,7 @@ impl Journal {
         let path = dir.join("journal.redb");
         let wrong = |reason: String| JournalError::Open { path: path.clone(), reason };
         // Orders and their output are nobody else's business. Not by umask: commands would inherit it.
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| wrong(error.to_string()))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| wrong(error.to_string()))?;
         let db = open_database(&path)?;
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(|error| wrong(error.to_string()))?;

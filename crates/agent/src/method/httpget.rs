@@ -93,11 +93,8 @@ async fn fetch(args: &HttpGet, max_bytes: u64, execution: Execution<'_>) -> Resu
             break;
         }
     }
-    let stdout = OutputTally {
-        bytes: kept,
-        total_bytes: total.max(announced),
-        sha256: HEXLOWER.encode(&digest.finalize()),
-    };
+    let stdout =
+        OutputTally { bytes: kept, total_bytes: total.max(announced), sha256: HEXLOWER.encode(&digest.finalize()) };
     let failed = status.is_client_error() || status.is_server_error();
     Ok(Ended {
         state: if failed { State::Failed } else { State::Succeeded },

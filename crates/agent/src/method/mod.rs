@@ -148,9 +148,12 @@ fn ended(finished: &exec::Finished, output_messages: u32, lost: Option<String>) 
         exec::End::Signalled(signal) => {
             (State::Failed, Some(format!("it was ended by signal {signal}")), None, Some(*signal))
         }
-        exec::End::TimedOut => {
-            (State::TimedOut, Some("it took longer than its time-out; it and all it had started were ended".into()), None, None)
-        }
+        exec::End::TimedOut => (
+            State::TimedOut,
+            Some("it took longer than its time-out; it and all it had started were ended".into()),
+            None,
+            None,
+        ),
         exec::End::Cancelled => (State::Cancelled, None, None, None),
         exec::End::NotStarted(reason) => (State::Failed, Some(reason.clone()), None, None),
     };
