@@ -18,7 +18,7 @@ mod setup;
 pub mod streams;
 pub mod wire;
 
-pub use connect::{Bus, ConnectOptions, CORE_API, Credentials, EDGE_API, Link};
+pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, Link};
 pub use error::BusError;
 pub use live::{LiveMessage, LiveOrders};
 pub use read::{Scan, Start, Tail};

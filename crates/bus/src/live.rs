@@ -37,11 +37,10 @@ impl LiveOrders {
     /// [`BusError`] when the connection is closed.
     pub async fn open(bus: &Bus, node: &NodeName) -> Result<Self, BusError> {
         let subject = format!("{node}.command.*.*");
-        let subscriber = bus
-            .client
-            .subscribe(subject.clone())
-            .await
-            .map_err(|error| BusError::Other { what: format!("subscribing to {subject}"), reason: error.to_string() })?;
+        let subscriber = bus.client.subscribe(subject.clone()).await.map_err(|error| BusError::Other {
+            what: format!("subscribing to {subject}"),
+            reason: error.to_string(),
+        })?;
         Ok(Self { subscriber })
     }
 

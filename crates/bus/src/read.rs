@@ -43,7 +43,9 @@ impl Start {
     fn config(self) -> Value {
         match self {
             Self::First => json!({"deliver_policy": "all"}),
-            Self::Sequence(sequence) => json!({"deliver_policy": "by_start_sequence", "opt_start_seq": sequence.max(1)}),
+            Self::Sequence(sequence) => {
+                json!({"deliver_policy": "by_start_sequence", "opt_start_seq": sequence.max(1)})
+            }
             Self::Time(time) => json!({"deliver_policy": "by_start_time", "opt_start_time": time.to_string()}),
             Self::LastPerSubject => json!({"deliver_policy": "last_per_subject"}),
             Self::New => json!({"deliver_policy": "new"}),
@@ -220,9 +222,8 @@ impl Tail {
             Start::Sequence(sequence) => DeliverPolicy::ByStartSequence { start_sequence: sequence.max(1) },
             Start::Time(time) => match i128::from(time.as_ms()).checked_mul(1_000_000) {
                 Some(nanos) => DeliverPolicy::ByStartTime {
-                    start_time: async_nats::datetime::DateTime::from_unix_timestamp_nanos(nanos).map_err(|error| {
-                        BusError::Other { what: what(), reason: error.to_string() }
-                    })?,
+                    start_time: async_nats::datetime::DateTime::from_unix_timestamp_nanos(nanos)
+                        .map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?,
                 },
                 None => DeliverPolicy::All,
             },
@@ -241,10 +242,8 @@ impl Tail {
             .await
             .map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?;
         let backlog = consumer.cached_info().num_pending;
-        let messages = consumer
-            .messages()
-            .await
-            .map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?;
+        let messages =
+            consumer.messages().await.map_err(|error| BusError::Other { what: what(), reason: error.to_string() })?;
         Ok(Self { messages, backlog })
     }
 

@@ -22,9 +22,10 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
     pub async fn booted(&self) -> Result<Timestamp, BusError> {
-        let booted = streams::mark_boot(&self.jetstream(), 1)
-            .await
-            .map_err(|error| BusError::Other { what: "asking since when the broker runs".into(), reason: error.to_string() })?;
+        let booted = streams::mark_boot(&self.jetstream(), 1).await.map_err(|error| BusError::Other {
+            what: "asking since when the broker runs".into(),
+            reason: error.to_string(),
+        })?;
         let ms = booted.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         Ok(Timestamp::from_ms(i64::try_from(ms).unwrap_or(i64::MAX)))
     }

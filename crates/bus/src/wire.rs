@@ -139,9 +139,7 @@ impl Bus {
         match ack.error {
             None => Ok(Stored { sequence: ack.seq, duplicate: ack.duplicate }),
             Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(BusError::Conflict { what: what() }),
-            Some(error) => {
-                Err(BusError::Broker { what: what(), code: error.err_code, description: error.description })
-            }
+            Some(error) => Err(BusError::Broker { what: what(), code: error.err_code, description: error.description }),
         }
     }
 
