@@ -1,0 +1,221 @@
+//! The newest jobs and how their orders stand: a fold of verified replies. Pure.
+//!
+//! Records and replies come by two streams, so a reply may be here before its job: a bounded number of such replies
+//! waits. Once all orders of a job are settled only the counts are kept; what bounds the memory is the number of jobs
+//! and of orders that are still open.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+use fleet::JobSummary;
+use message::state::Merge;
+use message::{
+    History, JobId, JobRecord, NodeName, OrderId, PublicKey, Reply, ReplySubject, Seal, SealedOrder, SignatureError,
+    State,
+};
+
+/// So many jobs are kept, the newest ones.
+pub(crate) const JOBS_MAX: usize = 200;
+/// So many open orders are kept in all; when there are more, the oldest jobs go first.
+const ORDERS_MAX: usize = 500_000;
+/// So many replies may wait for their job, and so many bytes of them.
+const EARLY_MAX: usize = 4096;
+const EARLY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// A reply as it arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    pub(crate) subject: ReplySubject,
+    pub(crate) seal: Result<Seal, SignatureError>,
+    pub(crate) payload: Bytes,
+}
+
+/// What a reply told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Something new.
+    Newer,
+    /// Nothing new: repeated, overtaken, or of a job that is not at hand.
+    Nothing,
+    /// Its job is not here yet; it waits.
+    Early,
+    /// It is not believed.
+    Rejected(String),
+}
+
+/// The newest jobs.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    jobs: BTreeMap<JobId, Job>,
+    /// Orders that are not settled, in all jobs together.
+    open: usize,
+    early: VecDeque<Answer>,
+    early_bytes: usize,
+}
+
+struct Job {
+    summary: JobSummary,
+    /// The frozen list; empty once every order is settled.
+    orders: HashMap<NodeName, Order>,
+}
+
+struct Order {
+    key: PublicKey,
+    id: OrderId,
+    history: History,
+}
+
+impl Jobs {
+    /// Whether a job would be kept: it is not known yet, and not older than all of a full house.
+    pub(crate) fn wants(&self, job: &JobId) -> bool {
+        !self.jobs.contains_key(job) && !self.is_too_old(job)
+    }
+
+    fn is_too_old(&self, job: &JobId) -> bool {
+        self.jobs.len() >= JOBS_MAX && self.jobs.first_key_value().is_some_and(|(oldest, _)| job < oldest)
+    }
+
+    /// Adds a job whose record and orders are verified, and folds in the replies that waited for it. Returns what is
+    /// not believed of these.
+    pub(crate) fn add(&mut self, record: &JobRecord, orders: Vec<SealedOrder>) -> Vec<String> {
+        if !self.wants(&record.job) {
+            return Vec::new();
+        }
+        let orders: HashMap<_, _> = orders
+            .into_iter()
+            .map(|order| (order.node, Order { key: order.key, id: order.id, history: History::new() }))
+            .collect();
+        let targets = u32::try_from(orders.len()).unwrap_or(u32::MAX);
+        let summary = JobSummary {
+            job: record.job.clone(),
+            created_at: record.created,
+            by: record.by.clone(),
+            method: record.method.clone(),
+            domain: record.domain.clone(),
+            targets,
+            counts: BTreeMap::from([(State::Queued, targets)]),
+        };
+        self.open += orders.len();
+        self.jobs.insert(record.job.clone(), Job { summary, orders });
+        self.evict();
+        self.admit(&record.job)
+    }
+
+    /// Folds in a reply.
+    pub(crate) fn answer(&mut self, answer: Answer) -> Told {
+        let Some(job) = self.jobs.get_mut(&answer.subject.job) else {
+            if self.is_too_old(&answer.subject.job) {
+                return Told::Nothing;
+            }
+            self.wait(answer);
+            return Told::Early;
+        };
+        let settled_before = job.is_settled();
+        let held = job.orders.len();
+        let told = job.fold(&answer);
+        if !settled_before && job.is_settled() {
+            job.orders = HashMap::new();
+            self.open = self.open.saturating_sub(held);
+        }
+        told
+    }
+
+    /// How many jobs there are.
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Up to `limit` jobs, newest first.
+    pub(crate) fn newest(&self, limit: usize) -> Vec<JobSummary> {
+        self.jobs.values().rev().take(limit).map(|job| job.summary.clone()).collect()
+    }
+
+    pub(super) fn order_counts(&self) -> BTreeMap<State, u64> {
+        let mut counts = BTreeMap::new();
+        for (state, count) in self.jobs.values().flat_map(|job| &job.summary.counts) {
+            *counts.entry(*state).or_insert(0) += u64::from(*count);
+        }
+        counts
+    }
+
+    fn evict(&mut self) {
+        while self.jobs.len() > 1
+            && (self.jobs.len() > JOBS_MAX || self.open > ORDERS_MAX)
+            && let Some((_, oldest)) = self.jobs.pop_first()
+        {
+            self.open = self.open.saturating_sub(oldest.orders.len());
+        }
+    }
+
+    fn wait(&mut self, answer: Answer) {
+        self.early_bytes += answer.payload.len();
+        self.early.push_back(answer);
+        while (self.early.len() > EARLY_MAX || self.early_bytes > EARLY_BYTES_MAX)
+            && let Some(oldest) = self.early.pop_front()
+        {
+            self.early_bytes = self.early_bytes.saturating_sub(oldest.payload.len());
+        }
+    }
+
+    /// Folds in what waited for `job`.
+    fn admit(&mut self, job: &JobId) -> Vec<String> {
+        let (mine, others) =
+            std::mem::take(&mut self.early).into_iter().partition(|early: &Answer| early.subject.job == *job);
+        self.early = others;
+        self.early_bytes = self.early.iter().map(|early| early.payload.len()).sum();
+        let told = VecDeque::into_iter(mine).map(|answer| self.answer(answer));
+        told.filter_map(|told| if let Told::Rejected(reason) = told { Some(reason) } else { None }).collect()
+    }
+}
+
+impl Job {
+    fn is_settled(&self) -> bool {
+        self.summary.counts.keys().all(|state| state.is_terminal())
+    }
+
+    fn fold(&mut self, answer: &Answer) -> Told {
+        if self.is_settled() {
+            // Nothing can follow a final state; whoever contradicts now changes nothing.
+            return Told::Nothing;
+        }
+        let ReplySubject { job, node, .. } = &answer.subject;
+        let doubt = |reason: String| Told::Rejected(format!("a reply to {job} in the name of {node}: {reason}"));
+        let Some(order) = self.orders.get_mut(node) else {
+            return doubt("the job is not for it".into());
+        };
+        let seal = match &answer.seal {
+            Ok(seal) if seal.key == order.key => seal,
+            Ok(seal) => return doubt(format!("it is signed by {}, the node's key is {}", seal.key, order.key)),
+            Err(error) => return doubt(error.to_string()),
+        };
+        if let Err(error) = seal.verify(&answer.payload) {
+            return doubt(error.to_string());
+        }
+        let reply = match Reply::parse(&answer.payload) {
+            Ok(reply) => reply,
+            Err(error) => return doubt(error.to_string()),
+        };
+        if (&reply.job, &reply.node, reply.order) != (job, node, order.id) {
+            return doubt(format!("it answers order {} of job {} to {}", reply.order, reply.job, reply.node));
+        }
+        let before = order.history.state();
+        match order.history.merge(&reply.history) {
+            Merge::Stale => Told::Nothing,
+            Merge::Contradiction => doubt(format!("it says {}, but it had said {before}", reply.state())),
+            Merge::Newer => {
+                let after = order.history.state();
+                let counts = &mut self.summary.counts;
+                if let Some(count) = counts.get_mut(&before) {
+                    *count = count.saturating_sub(1);
+                }
+                *counts.entry(after).or_insert(0) += 1;
+                counts.retain(|_, count| *count > 0);
+                Told::Newer
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "jobs_tests.rs"]
+mod tests;
