@@ -1,0 +1,166 @@
+//! Nodes for people: the table of `node ls`, the page of `node show`.
+
+use std::collections::BTreeMap;
+
+use fleet::Node;
+use message::NodeState;
+
+use super::paint::{Paint, tame};
+use super::table::{Cell, Table};
+use super::time;
+
+/// The table of all nodes.
+pub(crate) fn table(nodes: &[Node]) -> Table {
+    let mut table = Table::new(&["NAME", "STATE", "LAST SEEN", "VERSION", "PROCESSES", "LABELS"]);
+    for node in nodes {
+        table.row([
+            Cell::from(node.name().to_string()),
+            Cell::painted(node.vitality.state.as_str(), Paint::of_node(node.vitality.state)),
+            Cell::from(node.age.map_or_else(|| "never".to_owned(), time::ago)),
+            Cell::from(node.sign.as_ref().map_or_else(|| "-".to_owned(), |sign| tame(&sign.version))),
+            Cell::from(node.sign.as_ref().map_or_else(|| "-".to_owned(), |sign| sign.processes.to_string())),
+            Cell::from(labels(&node.record.labels)),
+        ]);
+    }
+    table
+}
+
+/// `site=oslo,gpu=`.
+pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
+    labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+}
+
+/// One line for each node of which the state alone does not say enough.
+pub(crate) fn complaints(nodes: &[Node]) -> Vec<String> {
+    let worth_telling = |node: &&Node| !matches!(node.vitality.state, NodeState::Online | NodeState::Offline);
+    nodes
+        .iter()
+        .filter(worth_telling)
+        .filter_map(|node| {
+            Some(format!("{} is {}: {}", node.name(), node.vitality.state, tame(node.vitality.reason.as_ref()?)))
+        })
+        .collect()
+}
+
+/// `3 nodes: 2 online, 1 offline`.
+pub(crate) fn summary(nodes: &[Node]) -> String {
+    let mut counts: Vec<(NodeState, usize)> = Vec::new();
+    for node in nodes {
+        match counts.iter_mut().find(|(state, _)| *state == node.vitality.state) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((node.vitality.state, 1)),
+        }
+    }
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.as_str().cmp(b.0.as_str())));
+    let counts: Vec<String> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    let noun = if nodes.len() == 1 { "node" } else { "nodes" };
+    if nodes.is_empty() { format!("0 {noun}") } else { format!("{} {noun}: {}", nodes.len(), counts.join(", ")) }
+}
+
+/// `offline since 2026-11-22 12:00:00 (3m 5s ago): it said goodbye`.
+pub(crate) fn standing(node: &Node) -> String {
+    let mut text = node.vitality.state.to_string();
+    if let (Some(seen), Some(age)) = (node.last_seen, node.age) {
+        let told = if node.vitality.state.is_reachable() { ", last seen" } else { " since" };
+        text.push_str(&format!("{told} {} ({})", time::local(seen), time::ago(age)));
+    }
+    if let Some(reason) = &node.vitality.reason {
+        text.push_str(&format!(": {}", tame(reason)));
+    }
+    text
+}
+
+/// The page of one node.
+pub(crate) fn page(node: &Node, colors: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut field =
+        |name: &str, value: String| lines.push(format!("{} {value}", Paint::Bold.on(&format!("{name:<12}"), colors)));
+    field("name", node.name().to_string());
+    field("state", Paint::of_node(node.vitality.state).on(&standing(node), colors));
+    field("labels", labels(&node.record.labels));
+    field("enrolled", format!("{} by {}", time::local(node.record.enrolled), node.record.by));
+    field("key", node.record.key.to_string());
+    if let Some(sign) = &node.sign {
+        field("version", tame(&sign.version));
+        field("uptime", message::units::human_duration(std::time::Duration::from_secs(sign.uptime_s)));
+        field(
+            "reports",
+            format!("every {}", message::units::human_duration(std::time::Duration::from_millis(sign.interval_ms))),
+        );
+        field("processes", sign.processes.to_string());
+        field("orders", format!("{} running, {} waiting", sign.running, sign.waiting));
+        field("unconfirmed", format!("{} replies and events", sign.outbox));
+    }
+    lines
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use message::registry::{Condition, LifeSignKind, NodeKind};
+    use message::{InstanceId, LifeSign, NodeName, NodeRecord, PublicKey, Timestamp, Vitality};
+
+    use super::*;
+
+    pub(crate) fn node(name: &str, state: NodeState, reason: Option<&str>, seen: bool) -> Node {
+        let name = NodeName::new(name).unwrap();
+        let key: PublicKey =
+            serde_json::from_str("\"UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4\"").unwrap();
+        let sign = LifeSign {
+            v: 1,
+            kind: LifeSignKind::Presence,
+            node: name.clone(),
+            instance: InstanceId::from_bytes([1; 16]),
+            boot: InstanceId::from_bytes([2; 16]),
+            condition: Condition::Up,
+            reason: None,
+            interval_ms: 10_000,
+            at: Timestamp::from_ms(0),
+            version: "0.1.0".into(),
+            uptime_s: 75,
+            floor: 0,
+            processes: 4,
+            running: 1,
+            waiting: 0,
+            outbox: 2,
+        };
+        let labels = [("site".to_owned(), "oslo".to_owned())].into();
+        let record = NodeRecord {
+            v: 1,
+            kind: NodeKind::Node,
+            name,
+            key,
+            labels,
+            enrolled: Timestamp::from_ms(0),
+            by: "admin".into(),
+        };
+        Node {
+            record,
+            sign: seen.then_some(sign),
+            last_seen: seen.then(|| Timestamp::from_ms(1_000)),
+            vitality: Vitality { state, reason: reason.map(str::to_owned) },
+            age: seen.then(|| Duration::from_secs(185)),
+        }
+    }
+
+    #[test]
+    fn the_table_shows_state_age_and_labels() {
+        let nodes = [
+            node("ship1", NodeState::Online, None, true),
+            node("ship10", NodeState::Offline, Some("it has never reported"), false),
+            node("ship11", NodeState::Degraded, Some("the disk is full"), true),
+        ];
+        let expected = "\
+NAME    STATE     LAST SEEN  VERSION  PROCESSES  LABELS
+ship1   online    3m 5s ago  0.1.0    4          site=oslo
+ship10  offline   never      -        -          site=oslo
+ship11  degraded  3m 5s ago  0.1.0    4          site=oslo";
+        assert_eq!(table(&nodes).lines(false).join("\n"), expected);
+        assert_eq!(summary(&nodes), "3 nodes: 1 degraded, 1 offline, 1 online");
+        assert_eq!(complaints(&nodes), ["ship11 is degraded: the disk is full"]);
+        assert_eq!(summary(&[]), "0 nodes");
+        assert_eq!(standing(&nodes[1]), "offline: it has never reported");
+        assert!(standing(&nodes[0]).starts_with("online, last seen "), "{}", standing(&nodes[0]));
+    }
+}

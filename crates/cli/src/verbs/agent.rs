@@ -1,0 +1,126 @@
+//! `steward agent`: the edge unit.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use bus::keys::FleetKeys;
+use fleet::{Bundle, Fleet, Home};
+use message::NodeName;
+
+use super::station::serve;
+use crate::args::host_node_name;
+use crate::exit::{Exit, Usage};
+use crate::session::Session;
+use crate::supervise::tie_to_parent;
+
+/// Where an agent keeps its journal on a host that is a node and nothing else.
+const STATE_DIR: &str = "/var/lib/steward";
+
+/// Run the edge unit: it takes orders, runs them, and reports.
+///
+/// On a host that holds the fleet's keys (a try-out) it enrols itself; everywhere else it needs the bundle that
+/// `steward node enroll` made. Two agents on one state directory: the second refuses. Runs until Ctrl-C or SIGTERM.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    steward agent --name ship1                                     on a host with the fleet's keys\n  \
+    steward node enroll ship2 --out ship2.bundle && steward agent --bundle ship2.bundle --state ./ship2")]
+pub(crate) struct Args {
+    /// The node's name [default: the bundle's or the configuration's, else this host's up to its first dot]
+    #[arg(long, value_name = "NODE")]
+    name: Option<NodeName>,
+
+    /// What `steward node enroll` made
+    #[arg(long, value_name = "FILE")]
+    bundle: Option<PathBuf>,
+
+    /// Where its journal lies [default: /var/lib/steward, or nodes/NAME below --home]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+
+    /// What it reports: an agent.toml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
+    tie_to_parent()?;
+    let named = match (&args.name, &args.config) {
+        (Some(name), _) => Some(name.clone()),
+        (None, Some(path)) => agent::config::Config::load(path)?.name,
+        (None, None) => None,
+    };
+    let (bundle, state_dir) = match &args.bundle {
+        Some(path) => with_bundle(session, path, named.as_ref())?,
+        None => enrolled_here(session, named).await?,
+    };
+    let options = agent::Options {
+        name: bundle.name,
+        server: bundle.server,
+        credentials: bundle.creds,
+        root: bundle.root,
+        trust: bundle.trust,
+        state_dir: args.state.unwrap_or(state_dir),
+        config_file: args.config,
+        life_sign_interval: agent::LIFE_SIGN_INTERVAL,
+    };
+    serve(|cancel| agent::run(options, cancel)).await
+}
+
+fn with_bundle(session: &Session, path: &Path, named: Option<&NodeName>) -> anyhow::Result<(Bundle, PathBuf)> {
+    let mut bundle = Bundle::load(path)?;
+    if let Some(name) = named.filter(|name| **name != bundle.name) {
+        return Err(Usage::new(format!(
+            "the bundle {} is that of {}, not of {name}: leave --name out, or take the other's bundle",
+            path.display(),
+            bundle.name
+        ))
+        .into());
+    }
+    if let Some(server) = &session.global.server {
+        bundle.server.clone_from(server);
+    }
+    let state_dir = match &session.global.home {
+        Some(_) => session.home()?.node_dir(&bundle.name),
+        None => PathBuf::from(STATE_DIR),
+    };
+    Ok((bundle, state_dir))
+}
+
+/// The bundle that this home made for `name` before, or makes now.
+async fn enrolled_here(session: &Session, named: Option<NodeName>) -> anyhow::Result<(Bundle, PathBuf)> {
+    let name = match named {
+        Some(name) => name,
+        None => host_node_name()?,
+    };
+    let home = session.home()?;
+    if !FleetKeys::exist(home.dir()) {
+        return Err(Usage::new(format!(
+            "{} holds no fleet's keys, so this agent cannot enrol itself: give it a bundle (`steward node enroll {name} \
+             --out {name}.bundle` where the keys are, then `steward agent --bundle {name}.bundle` here), or point --home \
+             to the fleet",
+            home.dir().display()
+        ))
+        .into());
+    }
+    let context = session.context()?;
+    let mut bundle = match Fleet::connect(&context).await {
+        Ok(fleet) => {
+            let keys = FleetKeys::open(home.dir())?;
+            let bundle = fleet::enroll_here(&home, &keys, &fleet, &name).await?;
+            fleet.close().await;
+            bundle
+        }
+        // It was here before: then it can start while the broker is away.
+        Err(error) => kept_bundle(&home, &name).ok_or(error).with_context(|| format!("{name} cannot be enrolled"))?,
+    };
+    // Where the broker listens may have changed since.
+    bundle.server.clone_from(&context.server);
+    Ok((bundle, home.node_dir(&name)))
+}
+
+fn kept_bundle(home: &Home, name: &NodeName) -> Option<Bundle> {
+    let path = home.node_dir(name).join("bundle.json");
+    let bundle = path.exists().then(|| Bundle::load(&path))?.ok()?;
+    tracing::warn!("the broker is not there: {name} starts with what it was given before");
+    Some(bundle)
+}

@@ -1,0 +1,110 @@
+//! `steward context`: which fleet is meant, and as whom.
+
+use clap::Subcommand;
+use fleet::Context;
+use serde_json::json;
+
+use crate::exit::Exit;
+use crate::render::paint::Paint;
+use crate::render::table::{Cell, Table};
+use crate::session::Session;
+
+/// See and choose which fleet is meant, and as whom.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  steward context ls\n  steward context show -o json\n  steward context use default"
+)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// List the contexts of --home
+    #[command(after_help = "Example:\n  steward context ls")]
+    Ls,
+    /// Make a context the current one
+    #[command(after_help = "Example:\n  steward context use default")]
+    Use {
+        /// Its name
+        name: String,
+    },
+    /// Show the context in use, with what the flags override
+    ///
+    /// `creds` is a file that the `nats` CLI and any NATS client take.
+    #[command(after_help = "Examples:\n  steward context show\n  steward context show -o json")]
+    Show,
+}
+
+pub(crate) fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
+    match args.verb {
+        Verb::Ls => ls(session)?,
+        Verb::Use { name } => {
+            Context::select(&session.home()?, &name)?;
+            if session.out.is_json() {
+                session.out.json(&json!({"name": name}))?;
+            } else {
+                session.out.note(format!("{name} is the current context"));
+            }
+        }
+        Verb::Show => show(session)?,
+    }
+    Ok(Exit::Success)
+}
+
+fn ls(session: &mut Session) -> anyhow::Result<()> {
+    let home = session.home()?;
+    let current = Context::current_name(&home)?;
+    let mut table = Table::new(&["", "NAME", "SERVER", "OPERATOR"]);
+    let mut rows = Vec::new();
+    for name in Context::list(&home)? {
+        let mark = if name == current { "*" } else { "" };
+        // One that cannot be read is still listed: `context show` tells what is wrong with it.
+        let loaded = Context::load(&home, Some(&name));
+        let (server, operator) = match &loaded {
+            Ok(context) => (context.server.as_str(), context.operator.as_str()),
+            Err(_) => ("(cannot be read)", ""),
+        };
+        rows.push(
+            json!({"name": name, "current": name == current, "server": loaded.as_ref().ok().map(|c| c.server.clone())}),
+        );
+        table.row([
+            Cell::painted(mark, Paint::Green),
+            Cell::from(name.clone()),
+            Cell::from(server),
+            Cell::from(operator),
+        ]);
+    }
+    if session.out.is_json() {
+        return session.out.json_list(&rows);
+    }
+    if rows.is_empty() {
+        session.out.note(format!(
+            "no contexts in {}; `steward up` makes a fleet and its context",
+            home.contexts_dir().display()
+        ));
+        return Ok(());
+    }
+    let colors = session.out.colors();
+    table.lines(colors).into_iter().try_for_each(|line| session.out.line(line))
+}
+
+fn show(session: &mut Session) -> anyhow::Result<()> {
+    let context = session.context()?;
+    if session.out.is_json() {
+        return session.out.json(&context.to_json());
+    }
+    let fields = [
+        ("name", context.name.clone()),
+        ("server", context.server.clone()),
+        ("creds", context.creds.display().to_string()),
+        ("home", context.home.display().to_string()),
+        ("node", context.node.to_string()),
+        ("operator", context.operator.clone()),
+    ];
+    let colors = session.out.colors();
+    fields.into_iter().try_for_each(|(name, value)| {
+        session.out.line(format!("{} {value}", Paint::Bold.on(&format!("{name:<9}"), colors)))
+    })
+}
