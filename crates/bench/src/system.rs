@@ -1,0 +1,120 @@
+//! A system of its own for a measurement: `steward up` as a child, in a temporary home.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use fleet::{Context, Fleet, Home, Node, Selection};
+use message::Pattern;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// The node that is measured.
+pub(crate) const NODE: &str = "bench1";
+/// How long the system may take to get ready, and again to stop.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Why nothing was measured.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The system did not start.
+    #[error("the system to be measured did not start: {0}")]
+    System(String),
+    /// Ordering failed.
+    #[error(transparent)]
+    Fleet(#[from] fleet::FleetError),
+    /// The broker failed.
+    #[error(transparent)]
+    Bus(#[from] bus::BusError),
+    /// A limit could not be measured.
+    #[error("a limit could not be measured: {0}")]
+    Limit(#[from] std::io::Error),
+    /// An order did not succeed, so its time means nothing.
+    #[error("an order ended as {0}, not as succeeded: there is nothing to measure")]
+    Order(String),
+}
+
+/// A running system.
+pub(crate) struct System {
+    child: Child,
+    home: tempfile::TempDir,
+    pub(crate) fleet: Fleet,
+    pub(crate) node: Node,
+}
+
+impl System {
+    /// Starts one with the executable that is running now.
+    pub(crate) async fn start() -> Result<Self, BenchError> {
+        let failed = |what: String| BenchError::System(what);
+        let home = tempfile::Builder::new().prefix("steward-bench-").tempdir()?;
+        let exe = std::env::current_exe()?;
+        let mut child = Command::new(&exe)
+            .arg("--home")
+            .arg(home.path())
+            .args([
+                "-o",
+                "json",
+                "up",
+                "--broker-listen",
+                "127.0.0.1:0",
+                "--http-listen",
+                "127.0.0.1:0",
+                "--name",
+                NODE,
+            ])
+            .env_remove("NATS_URL")
+            .env_remove("NATS_CREDS")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()?;
+        let Some(stdout) = child.stdout.take() else { return Err(failed("it has no output".into())) };
+        let mut lines = BufReader::new(stdout).lines();
+        match tokio::time::timeout(PATIENCE, lines.next_line()).await {
+            Ok(Ok(Some(_))) => {}
+            Ok(_) => return Err(failed("it ended before it was ready; what it says stands above".into())),
+            Err(_) => return Err(failed(format!("it was not ready within {} s", PATIENCE.as_secs()))),
+        }
+        let context = Context::load(&Home::new(home.path()), None)?;
+        let fleet = Fleet::connect(&context).await?;
+        let patterns = Pattern::parse_list(NODE).map_err(|error| failed(error.to_string()))?;
+        let found = fleet.resolve(&Selection { patterns, all: false }).await?;
+        let node = found.nodes.into_iter().next().ok_or_else(|| failed(format!("{NODE} is not there")))?;
+        Ok(Self { child, home, fleet, node })
+    }
+
+    /// Where its files lie: limits are measured on the same disk.
+    pub(crate) fn dir(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The process id of the agent: the child of `up` whose arguments say so.
+    pub(crate) fn agent_pid(&self) -> Option<u32> {
+        let parent = self.child.id()?;
+        let children = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let of: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
+            (of == parent).then_some((pid, entry.path()))
+        });
+        children.into_iter().find_map(|(pid, path): (u32, PathBuf)| {
+            let line = std::fs::read(path.join("cmdline")).ok()?;
+            line.split(|byte| *byte == 0).any(|argument| argument == b"agent").then_some(pid)
+        })
+    }
+
+    /// Stops it, as Ctrl-C would.
+    pub(crate) async fn stop(mut self) {
+        self.fleet.close().await;
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        if tokio::time::timeout(PATIENCE, self.child.wait()).await.is_err() {
+            let _ = self.child.kill().await;
+        }
+    }
+}
