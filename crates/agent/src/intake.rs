@@ -104,7 +104,6 @@ impl Intake {
                     seen_link = now;
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() => {
-                    due = None;
                     last_catch_up = Instant::now();
                     let caught_up = tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
@@ -166,7 +165,7 @@ impl Intake {
             Verdict::Discard(discard) => {
                 let count = self.counters.discard(discard.counter());
                 // The first few and then every thousandth: a flood must not fill the log as well.
-                if count <= 10 || count % 1000 == 0 {
+                if count <= 10 || count.is_multiple_of(1000) {
                     tracing::warn!(subject = %message.subject, reason = %discard, count, "a message was discarded");
                 }
                 return true;

@@ -196,7 +196,7 @@ mod tests {
         fn no_altered_byte_gets_through(at in any::<usize>(), bit in 0_u8..8) {
             let bytes = order().to_bytes().unwrap();
             let seal = Seal::over(&bytes, &pair(1)).unwrap();
-            let mut altered = bytes.clone();
+            let mut altered = bytes;
             let at = at % altered.len();
             altered[at] ^= 1 << bit;
             prop_assert!(matches!(judged(SUBJECT, &altered, Ok(seal), 1_500), Verdict::Discard(_)));

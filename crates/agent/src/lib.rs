@@ -4,9 +4,9 @@
 //! and life signs. Everything that must survive goes through the journal first. The agent must never trust the
 //! broker or the station: only signatures count, and only the keys that the fleet's root has signed.
 //!
-//! The way of an order: [`intake`] takes it from the bus, [`judge`] decides (pure), the journal keeps it,
-//! [`process`] runs it by a [`method`], [`report`] tells how it stands. Beside it run [`presence`] (life signs) and
-//! [`source`] (events). [`run`] starts all of it and sees all of it end.
+//! The way of an order: `intake` takes it from the bus, `judge` decides (pure), the journal keeps it,
+//! `process` runs it by a `method`, `report` tells how it stands. Beside it run `presence` (life signs) and
+//! `source` (events). `run` starts all of it and sees all of it end.
 
 pub mod config;
 mod counters;

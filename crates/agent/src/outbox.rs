@@ -96,7 +96,10 @@ impl Outbox {
             .map_err(|error| BusError::Other { what: "signing a reply".into(), reason: error.to_string() })?;
         let headers = Headers::new().sealed(&seal).with_id(&report::reply_message_id(entry));
         self.bus.publish(&report::reply_subject(entry, node).to_string(), headers, Bytes::from(bytes)).await?;
-        self.journal.commit_lazily(Write::Reported { id: entry.id, step: entry.history.step() }).await;
+        // A confirmed intermediate step would only spare its repetition after a crash: not worth a write.
+        if entry.history.state().is_terminal() {
+            self.journal.commit_lazily(Write::Reported { id: entry.id, step: entry.history.step() }).await;
+        }
         Ok(())
     }
 

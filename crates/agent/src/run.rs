@@ -30,6 +30,9 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// Between two prunings of the journal.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Which task has ended, and how.
+type Ended = (&'static str, Result<(), AgentError>);
+
 /// Who this agent is.
 pub(crate) struct Identity {
     /// Name and key: what orders are addressed to.
@@ -76,7 +79,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     );
 
     let stop = CancellationToken::new();
-    let mut tasks: JoinSet<(&'static str, Result<(), AgentError>)> = JoinSet::new();
+    let mut tasks: JoinSet<Ended> = JoinSet::new();
     let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
     let mut presence = Presence {
         bus: bus.clone(),
@@ -175,9 +178,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
 }
 
 /// Why a task has ended before it was told to.
-fn why(
-    ended: Option<Result<(&'static str, Result<(), AgentError>), tokio::task::JoinError>>,
-) -> Result<(), AgentError> {
+fn why(ended: Option<Result<Ended, tokio::task::JoinError>>) -> Result<(), AgentError> {
     match ended {
         Some(Ok((_, Err(error)))) => Err(error),
         Some(Ok((task, Ok(())))) => Err(AgentError::Task { task, reason: "it ended by itself".into() }),

@@ -25,6 +25,8 @@ use pack::{Packed, Plan};
 
 /// How many orders are on their way to the broker at once.
 const IN_FLIGHT_MAX: usize = 256;
+/// Up to how many orders are signed without a thread of their own: that takes less than starting one.
+const SIGNED_HERE_MAX: usize = 16;
 /// How many chunks are.
 const CHUNKS_IN_FLIGHT_MAX: usize = 8;
 /// How long the broker may be away while a job is stored, and again while its orders are sent.
@@ -97,10 +99,14 @@ impl Fleet {
             .map(|node| (node.record.name.clone(), node.record.key.clone(), clock::order_id()))
             .collect();
         let credentials = self.credentials().clone();
-        // Ten thousand signatures take a while: not on a thread that serves others.
-        let packed = tokio::task::spawn_blocking(move || plan.pack(targets, credentials.pair()))
-            .await
-            .map_err(|error| FleetError::signing(&error))??;
+        let packed = if targets.len() <= SIGNED_HERE_MAX {
+            plan.pack(targets, credentials.pair())?
+        } else {
+            // Ten thousand signatures take a while: not on a thread that serves others.
+            tokio::task::spawn_blocking(move || plan.pack(targets, credentials.pair()))
+                .await
+                .map_err(|error| FleetError::signing(&error))??
+        };
         self.store(&packed).await?;
         let expected: Vec<Expected> = packed.orders.iter().map(Expected::from).collect();
         self.fan_out(&packed.record, &packed.seal.key, packed.orders).await?;

@@ -21,7 +21,7 @@ const QUEUE_MAX: usize = 1024;
 /// How long a mark that may be lost (a confirmation) waits for a commit to travel with.
 const LAZY_WAIT: Duration = Duration::from_millis(500);
 /// The store's cache: it holds the working set of a busy agent, and is small at rest.
-const CACHE_BYTES: usize = 2 * 1024 * 1024;
+const CACHE_BYTES: usize = 1024 * 1024;
 
 /// One change to the journal.
 #[derive(Debug, Clone, PartialEq)]

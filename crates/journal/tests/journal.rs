@@ -1,5 +1,7 @@
 //! The journal keeps what it confirmed, all of a write or nothing, across openings.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
+
 use journal::{Entry, EventRow, Journal, JournalError, OutputRow, SourcePosition, Write};
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
 

@@ -243,7 +243,7 @@ mod tests {
                 prop_assert!(!token.as_str().contains(['.', ' ', '\t', '*', '>', '\r', '\n']));
                 prop_assert_eq!(token.as_str(), text.as_str());
             }
-            if let Ok(name) = NodeName::new(text.clone()) {
+            if let Ok(name) = NodeName::new(text) {
                 prop_assert!(name.as_str().chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-'));
             }
         }

@@ -220,7 +220,7 @@ mod tests {
         #[test]
         fn any_flipped_bit_is_found(bytes in proptest::collection::vec(any::<u8>(), 1..200), at in any::<usize>(), bit in 0_u8..8) {
             let seal = Seal::over(&bytes, &pair(3)).unwrap();
-            let mut altered = bytes.clone();
+            let mut altered = bytes;
             let at = at % altered.len();
             altered[at] ^= 1 << bit;
             prop_assert!(seal.verify(&altered).is_err());

@@ -4,8 +4,8 @@
 //! station is never in the path of an order or an answer: stop it, and everything else works. It believes only what
 //! its writer has signed, keeps nothing on disk, and must never order, sign or decide.
 //!
-//! Start reading at [`run`]; `watch` keeps the `view` (a pure fold), `status` tells how fresh it is, `http` shows it
-//! with the help of [`page`] and `metrics`.
+//! Start reading at `run`; `watch` keeps the `view` (a pure fold), `status` tells how fresh it is, `http` shows it
+//! with the help of `page` and `metrics`.
 
 mod believe;
 mod http;

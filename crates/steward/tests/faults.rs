@@ -1,5 +1,7 @@
 //! What breaks, and what must hold all the same.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
+
 mod world;
 
 use world::{HUB, World, eventually, lines, send};
@@ -44,7 +46,8 @@ fn what_ran_when_the_agent_was_killed_is_interrupted_and_not_run_again() {
     let witness = world.path("witness");
     let line = format!("echo begun >> {}; sleep 600", witness.display());
     let first = world.json(4, &["run", "ship1", "--wait", "100ms", "--sh", &line]);
-    let after = world.json(4, &["run", "ship1", "--wait", "100ms", "--sh", &format!("echo next >> {}", witness.display())]);
+    let after =
+        world.json(4, &["run", "ship1", "--wait", "100ms", "--sh", &format!("echo next >> {}", witness.display())]);
     eventually("the first command has begun", || lines(&witness) == ["begun"]);
     world.end_agent("ship1", 9);
     world.agent("ship1", &[]);

@@ -1,5 +1,7 @@
 //! Messages that must not be obeyed: sent with the operator's own NATS credentials, without a right to order.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
+
 mod world;
 
 use bus::{Bus, Headers};

@@ -1,5 +1,7 @@
 //! The whole path: an order goes out, is executed and answered; an event comes in.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
+
 mod world;
 
 use std::io::{BufRead, BufReader, Write};
@@ -43,7 +45,8 @@ fn an_order_to_three_units_is_answered_by_each() {
     assert!(stderr.contains("ship1 | err") && stderr.contains("exit code 3"), "{failed:?}");
 
     let processes = world.json(0, &["ps", "ship1"]);
-    let shell = processes.as_array().unwrap().iter().find(|p| p["subject"] == "ship1.command.shellcommand.operatingsystem");
+    let shell =
+        processes.as_array().unwrap().iter().find(|p| p["subject"] == "ship1.command.shellcommand.operatingsystem");
     let shell = shell.unwrap();
     assert_eq!((&shell["handled"], &shell["failed"], &shell["restarts"]), (&json!(2), &json!(1), &json!(0)));
 }
@@ -53,8 +56,12 @@ fn ndjson_tells_what_happens_as_it_happens_and_ends_with_a_summary() {
     let world = World::up();
     let output = world.steward(&["-o", "ndjson", "run", HUB, "--", "printf", "a\\377b"]);
     assert_eq!(output.status.code(), Some(0));
-    let lines: Vec<serde_json::Value> =
-        output.stdout.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+    let lines: Vec<serde_json::Value> = output
+        .stdout
+        .split(|b| *b == b'\n')
+        .filter(|l| !l.is_empty())
+        .map(|l| serde_json::from_slice(l).unwrap())
+        .collect();
     let states: Vec<_> = lines.iter().filter(|l| l["type"] == "state").map(|l| l["state"].as_str().unwrap()).collect();
     assert_eq!(states.last(), Some(&"succeeded"));
     let out = lines.iter().find(|l| l["type"] == "output").unwrap();

@@ -38,7 +38,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Up(args) => serving(up::run(args, s)),
         Verb::Broker(args) => serving(broker::run(args, unlimited("broker", s)?)),
         Verb::Station(args) => serving(station::run(args, unlimited("station", s)?)),
-        Verb::Agent(args) => serving(agent::run(args, unlimited("agent", s)?)),
+        Verb::Agent(args) => light(agent::run(args, unlimited("agent", s)?)),
         Verb::Run(args) => quick(run::run(args, s)),
         Verb::Call(args) => quick(call::run(args, s)),
         Verb::Ping(args) => quick(ping::run(args, s)),
@@ -78,6 +78,15 @@ pub(crate) async fn bounded<T>(
 fn serving(verb: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("no runtime")?;
+    let ended = runtime.block_on(verb);
+    runtime.shutdown_timeout(SHUTDOWN_MAX);
+    ended
+}
+
+/// For the edge unit, which runs until it is stopped: one thread, so that it stays small and an order does not wander
+/// between processors. What may block (the journal, files) has threads of its own.
+fn light(verb: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
     let ended = runtime.block_on(verb);
     runtime.shutdown_timeout(SHUTDOWN_MAX);
     ended

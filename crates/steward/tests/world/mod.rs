@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use bus::{Bus, ConnectOptions, Credentials, CORE_API};
+use bus::{Bus, CORE_API, ConnectOptions, Credentials};
 use serde_json::Value;
 
 /// How long anything may take before a test gives up.
@@ -107,7 +107,8 @@ impl World {
 
     /// Starts an agent.
     pub(crate) fn start_agent(&mut self, name: &str, arguments: &[&str]) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log"))).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log"))).unwrap();
         let child = program()
             .arg("--home")
             .arg(self.home.path())
