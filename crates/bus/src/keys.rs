@@ -1,7 +1,7 @@
 //! A fleet's keys on disk, and the credentials made with them.
 //!
 //! In flows the home of a fleet; out flow the tokens that the broker is configured with and the credentials of
-//! people, stations and nodes. What each may do stands in [`grants`]. Private keys must never leave the files below
+//! people, stations and nodes. What each may do stands in `grants`. Private keys must never leave the files below
 //! `<home>/keys`, which only their owner may read, but into credentials for the one they are made for.
 //!
 //! | file | what it is |
