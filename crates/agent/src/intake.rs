@@ -61,6 +61,8 @@ pub(crate) struct Intake {
     /// Heads that are not journaled yet, and when they last were.
     pub(crate) heads: BTreeMap<String, u64>,
     pub(crate) saved: Instant,
+    /// The watermark as it was journaled, for those who prune by it.
+    pub(crate) watermark_saved: watch::Sender<Timestamp>,
     pub(crate) epoch: Option<String>,
     pub(crate) watermark: Timestamp,
 }
@@ -267,6 +269,7 @@ impl Intake {
             return;
         }
         self.saved = Instant::now();
+        self.watermark_saved.send_replace(self.watermark);
         let heads = std::mem::take(&mut self.heads);
         writes.extend(heads.into_iter().map(|(subject, sequence)| Write::Head { subject, sequence }));
         writes.push(Write::Watermark(self.watermark));
@@ -278,6 +281,7 @@ impl Intake {
         self.degraded.send_replace(Some(error.to_string()));
         tokio::time::sleep(CATCH_UP_INTERVAL).await;
         self.chain = Chain::new(self.chain.floor(), []);
+        self.heads.clear();
     }
 
     /// Reads everything behind the floor from the stream; at a new link first what else may have changed.
@@ -334,6 +338,9 @@ impl Intake {
             }
             self.journal.commit(vec![Write::Epoch(epoch.clone())]).await.map_err(|error| error.to_string())?;
             self.chain = Chain::default();
+            // What is not saved yet belongs to the old store: under the new epoch it would hide orders.
+            self.heads.clear();
+            self.noted.clear();
             self.floor.store(0, Ordering::Relaxed);
             self.epoch = Some(epoch);
         }

@@ -101,6 +101,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let places = Arc::new(Semaphore::new(PLACES));
     resume(&processes, &places, &opened.unsettled);
 
+    let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let ready = Arc::new(Notify::new());
     for event in config.event {
         let file = FileSource::new(event, journal.clone(), identity.me.name.clone(), Arc::clone(&ready));
@@ -129,9 +130,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         });
     }
     {
-        let (journal, stop, watermark) = (journal.clone(), stop.clone(), opened.cursor.watermark);
+        let (journal, stop) = (journal.clone(), stop.clone());
         tasks.spawn(async move {
-            prune(&journal, watermark, stop).await;
+            prune(&journal, &watermark_seen, stop).await;
             ("prune", Ok(()))
         });
     }
@@ -149,6 +150,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         chain: Intake::chain_of(&opened.cursor),
         heads: std::collections::BTreeMap::new(),
         saved: tokio::time::Instant::now(),
+        watermark_saved,
         noted: std::collections::BTreeSet::new(),
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
@@ -262,8 +264,9 @@ fn start_default_processes(processes: &Arc<Processes>) {
     }
 }
 
-async fn prune(journal: &Journal, watermark: message::Timestamp, stop: CancellationToken) {
+async fn prune(journal: &Journal, watermark: &watch::Receiver<message::Timestamp>, stop: CancellationToken) {
     loop {
+        let watermark = *watermark.borrow();
         if let Err(error) = journal.prune(watermark).await {
             tracing::warn!(%error, "the journal could not be pruned");
         }

@@ -25,6 +25,10 @@ pub struct RoundtripFigures {
     pub p50_ms: f64,
     /// All but one in a hundred took no longer.
     pub p99_ms: f64,
+    /// Of `p50_ms`, what passed until the order was stored, p50: the client's and the broker's share.
+    pub placed_p50_ms: f64,
+    /// Of `p50_ms`, what passed until the answer was followed, p50.
+    pub followed_p50_ms: f64,
     /// Twice the sum of a bare start, two acknowledged publishes and the syncs.
     pub limit_ms: f64,
     /// `p50_ms / limit_ms`: at most 1 is the goal.
@@ -72,9 +76,12 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
     let mut spawns = limits::spawn()?;
     let mut publishes = limits::publish(system.fleet.bus()).await?;
     let mut fsyncs = limits::fsync(system.dir())?;
-    let mut rounds = Vec::with_capacity(orders);
+    let (mut rounds, mut placed, mut followed) = (Vec::with_capacity(orders), Vec::new(), Vec::new());
     for _ in 0..orders.max(1) {
-        rounds.push(once(system, &request, &system.node).await?);
+        let round = once(system, &request, &system.node).await?;
+        placed.push(round.placed);
+        followed.push(round.followed);
+        rounds.push(round.answered);
     }
     spawns.extend(limits::spawn()?);
     publishes.extend(limits::publish(system.fleet.bus()).await?);
@@ -87,6 +94,8 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
         orders: rounds.len(),
         p50_ms: ms(p50),
         p99_ms: ms(quantile(&mut rounds, 0.99)),
+        placed_p50_ms: ms(quantile(&mut placed, 0.5)),
+        followed_p50_ms: ms(quantile(&mut followed, 0.5)),
         limit_ms: ms(limit),
         ratio_to_limit: (p50.as_secs_f64() / limit.as_secs_f64() * 100.0).round() / 100.0,
         spawn_ms: ms(spawn),
@@ -96,18 +105,27 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
     })
 }
 
-async fn once(system: &System, request: &OrderRequest, node: &Node) -> Result<Duration, BenchError> {
+/// When the stages of one round trip were reached, from its beginning.
+struct Round {
+    placed: Duration,
+    followed: Duration,
+    answered: Duration,
+}
+
+async fn once(system: &System, request: &OrderRequest, node: &Node) -> Result<Round, BenchError> {
     let begun = Instant::now();
-    let placed = system.fleet.order(request, std::slice::from_ref(node)).await?;
-    let mut follow = system.fleet.follow_placed(&placed, Gather::Keep).await?;
+    let job = system.fleet.order(request, std::slice::from_ref(node)).await?;
+    let placed = begun.elapsed();
+    let mut follow = system.fleet.follow_placed(&job, Gather::Keep).await?;
+    let followed = begun.elapsed();
     while !follow.view().settled() {
         if follow.next().await?.is_none() {
             break;
         }
     }
-    let took = begun.elapsed();
+    let answered = begun.elapsed();
     match follow.view().counts().into_keys().next() {
-        Some(State::Succeeded) => Ok(took),
+        Some(State::Succeeded) => Ok(Round { placed, followed, answered }),
         other => Err(BenchError::Order(other.map_or("unknown", State::as_str).to_owned())),
     }
 }

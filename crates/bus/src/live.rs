@@ -61,6 +61,7 @@ impl LiveOrders {
 /// [`BusError`] when the broker does not answer or refuses; try again later, with a back-off.
 pub async fn catch_up(bus: &Bus, node: &NodeName, floor: u64) -> Result<Scan, BusError> {
     let filter = format!("{node}.command.>");
+    Scan::forget(bus, COMMANDS, node.as_str()).await?;
     Scan::open_named(bus, COMMANDS, node.as_str(), &[filter], Start::Sequence(floor.saturating_add(1))).await
 }
 

@@ -136,6 +136,18 @@ impl Scan {
         })
     }
 
+    /// Deletes a consumer that an earlier scan of this name may have left behind: a new scan would go on where that
+    /// one stopped, and what it had delivered without anybody taking it would be lost.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not answer; that there is none is no error.
+    pub(crate) async fn forget(bus: &Bus, stream: &str, name: &str) -> Result<(), BusError> {
+        match bus.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{name}"), &Value::Null).await {
+            Ok(_) | Err(BusError::Broker { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The broker's time when the scan was opened.
     pub fn opened_at(&self) -> Timestamp {
         self.opened_at

@@ -121,6 +121,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
     tracing::info!(%address, "the station serves HTTP");
 
     let broken = tokio::select! {
+        // Asked to stop, the parts end as well: that must not be taken for a breakdown.
+        biased;
         () = cancel.cancelled() => None,
         ended = &mut watching => Some(("the watcher", ended)),
         ended = &mut serving => Some(("the HTTP server", ended)),

@@ -183,6 +183,9 @@ fn order_environment(order: &Order) -> Vec<(std::ffi::OsString, std::ffi::OsStri
         ("STEWARD_ORDER", order.id.to_string()),
         ("STEWARD_METHOD", order.method.to_string()),
         ("STEWARD_DOMAIN", order.domain.to_string()),
+        // What the agent was told by whoever started it is not for what an order starts: empty counts as unset.
+        ("STEWARD_PARENT", String::new()),
+        ("STEWARD_LOG", String::new()),
     ]
     .into_iter()
     .map(|(name, value)| (name.into(), value.into()))

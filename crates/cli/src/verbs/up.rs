@@ -33,6 +33,8 @@ const READY_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A child that has ended this often before all was ready will not get ready.
 const FAILURES_MAX: u32 = 3;
+/// How long one that was killed may take to be gone.
+const DYING_MAX: Duration = Duration::from_millis(300);
 /// Below the home: how to reach what runs there.
 const NOTE_FILE: &str = "up.json";
 
@@ -250,7 +252,12 @@ async fn refuse_second(home: &Home) -> anyhow::Result<()> {
         Some(address) => tokio::net::TcpStream::connect(address).await.is_ok(),
         None => false,
     };
-    let alive = answers && is_alive(note.pid);
+    let mut alive = answers && is_alive(note.pid);
+    if alive {
+        // One that was killed this moment takes a moment to be gone.
+        sleep(DYING_MAX).await;
+        alive = is_alive(note.pid);
+    }
     anyhow::ensure!(
         !alive,
         "{} is up already (process {}): its broker is {}, its web page {}; use it as it is, or stop it with `kill {}`",
@@ -263,8 +270,12 @@ async fn refuse_second(home: &Home) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether a process runs; one that has ended and was not waited for does not.
 fn is_alive(pid: u32) -> bool {
-    i32::try_from(pid).is_ok_and(|pid| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok())
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which is in parentheses and may hold any character (proc(5)).
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn announce(session: &mut Session, home: &Home, note: &Note, agent: Option<&NodeName>) -> anyhow::Result<()> {
