@@ -168,3 +168,37 @@ async fn an_operator_works_with_plain_nats_clients() {
     message.ack().await.unwrap();
     assert!(plain.is_content().await);
 }
+
+#[tokio::test]
+async fn a_catch_up_begins_at_the_floor_again_after_one_that_broke_off() {
+    let world = World::start().await;
+    let operator = world.operator("alice").await;
+    for number in 0..7 {
+        operator.store("ship1.command.shellcommand.os", number.to_string()).await;
+    }
+    let ship1 = message::NodeName::new("ship1").unwrap();
+    let creds = world.keys.node_user("ship1", &nkeys::KeyPair::new_user()).unwrap();
+    let bus = bus::Bus::connect(bus::ConnectOptions {
+        server: world.broker.client_url(),
+        credentials: bus::Credentials::parse(&creds.render(), "test").unwrap(),
+        name: "ship1".into(),
+        inbox_prefix: Some(creds.inbox_prefix().unwrap()),
+        patient: false,
+        ping_interval: std::time::Duration::from_secs(10),
+        api_prefix: bus::EDGE_API,
+    })
+    .await
+    .unwrap();
+    let mut broken_off = bus::live::catch_up(&bus, &ship1, 0).await.unwrap();
+    assert_eq!(broken_off.next().await.unwrap().unwrap().payload, "0");
+    drop(broken_off);
+    let mut again = bus::live::catch_up(&bus, &ship1, 0).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(order) = again.next().await.unwrap() {
+        seen.push(String::from_utf8(order.payload.to_vec()).unwrap());
+    }
+    assert_eq!(seen, ["0", "1", "2", "3", "4", "5", "6"]);
+    // From another floor as well, at once.
+    let mut later = bus::live::catch_up(&bus, &ship1, 5).await.unwrap();
+    assert_eq!(later.next().await.unwrap().unwrap().payload, "5");
+}
