@@ -1,4 +1,4 @@
-//! Exit codes, and how errors become one: the table of `docs/cli.md`, and nothing else.
+//! Exit codes, and how errors become one: the table in the README, and nothing else.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! The command line of Steward: one file per verb, no logic of the fleet.
 //!
 //! In flow arguments, the environment and what `fleet` knows; out flow lines for people on a terminal, JSON for
-//! scripts, and an exit code that says how it went. What `docs/cli.md` promises is kept here and nowhere else. This
+//! scripts, and an exit code that says how it went. What scripts may rely on (README, `--help`) is kept here and nowhere else. This
 //! crate must never decide what an order means, and must never print but through `out::Out`.
 //!
 //! Start reading at `args` (what can be said), then `verbs/` (one file each), `watching` (how long a verb waits)
