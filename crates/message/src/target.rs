@@ -74,7 +74,7 @@ impl Pattern {
     pub fn matches(&self, name: &NodeName) -> bool {
         match self {
             Self::Name(own) => own == name,
-            Self::Glob(glob) => glob_matches(glob.as_bytes(), name.as_str().as_bytes()),
+            Self::Glob(glob) => glob_matches(glob, name.as_str()),
         }
     }
 }
@@ -88,8 +88,11 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Linear in time for each `*`: on a mismatch only the last `*` has to take one character more.
-fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
+/// Whether `text` matches `glob`, in which `*` stands for any characters and `?` for one, both of ASCII.
+///
+/// On a mismatch only the last `*` takes one character more, so the time is bounded by the product of the lengths.
+pub fn glob_matches(glob: &str, text: &str) -> bool {
+    let (glob, text) = (glob.as_bytes(), text.as_bytes());
     let (mut g, mut t) = (0, 0);
     let mut retry = None;
     while t < text.len() {
