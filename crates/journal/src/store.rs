@@ -24,6 +24,8 @@ const FLOOR: &str = "floor";
 const EPOCH: &str = "epoch";
 const WATERMARK: &str = "watermark";
 const TRUST: &str = "trust";
+/// The generation of the log whose frames are not in the store yet.
+const LOG: &str = "log";
 
 fn read_error(error: impl Into<redb::Error>) -> JournalError {
     JournalError::storage("read", error)
@@ -143,6 +145,18 @@ pub(crate) fn source(db: &redb::Database, name: &str) -> Result<Option<SourcePos
     table.get(name).map_err(read_error)?.map(|value| decode(value.value())).transpose()
 }
 
+/// The generation of the log that belongs to this store; `None` in a store that never had one.
+pub(crate) fn log_generation(db: &redb::Database) -> Result<Option<u64>, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let meta = txn.open_table(META).map_err(read_error)?;
+    meta.get(LOG).map_err(read_error)?.map(|value| decode(value.value())).transpose()
+}
+
+/// Everything in the log is in the store with this transaction; the log goes on under `generation`.
+pub(crate) fn set_log_generation(txn: &WriteTransaction, generation: u64) -> Result<(), JournalError> {
+    put_meta(txn, LOG, &generation)
+}
+
 /// Forgets orders whose ids can no longer be replayed; returns how many.
 pub(crate) fn prune(txn: &WriteTransaction, watermark: Timestamp) -> Result<usize, JournalError> {
     let mut orders = txn.open_table(ORDERS).map_err(write_error)?;
@@ -160,34 +174,34 @@ pub(crate) fn prune(txn: &WriteTransaction, watermark: Timestamp) -> Result<usiz
 }
 
 /// Applies one write inside `txn`.
-pub(crate) fn apply(txn: &WriteTransaction, write: Write) -> Result<(), JournalError> {
+pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), JournalError> {
     match write {
-        Write::Entry(entry) => put_entry(txn, &entry),
+        Write::Entry(entry) => put_entry(txn, entry),
         Write::Head { subject, sequence } => {
             let mut heads = txn.open_table(HEADS).map_err(write_error)?;
-            heads.insert(subject.as_str(), sequence).map_err(write_error)?;
+            heads.insert(subject.as_str(), *sequence).map_err(write_error)?;
             Ok(())
         }
         Write::Floor(floor) => {
             let mut heads = txn.open_table(HEADS).map_err(write_error)?;
-            heads.retain(|_, head| head > floor).map_err(write_error)?;
-            put_meta(txn, FLOOR, &floor)
+            heads.retain(|_, head| head > *floor).map_err(write_error)?;
+            put_meta(txn, FLOOR, floor)
         }
         Write::Epoch(epoch) => {
             let mut heads = txn.open_table(HEADS).map_err(write_error)?;
             heads.retain(|_, _| false).map_err(write_error)?;
             put_meta(txn, FLOOR, &0_u64)?;
-            put_meta(txn, EPOCH, &epoch)
+            put_meta(txn, EPOCH, epoch)
         }
-        Write::Watermark(watermark) => put_meta(txn, WATERMARK, &watermark),
-        Write::Trust(document) => put_meta(txn, TRUST, &document),
+        Write::Watermark(watermark) => put_meta(txn, WATERMARK, watermark),
+        Write::Trust(document) => put_meta(txn, TRUST, document),
         Write::Reported { id, step } => {
             let orders = txn.open_table(ORDERS).map_err(write_error)?;
             let known = orders.get(id.as_bytes()).map_err(read_error)?.map(|value| value.value().to_vec());
             drop(orders);
             let Some(bytes) = known else { return Ok(()) };
             let mut entry: Entry = decode(&bytes)?;
-            entry.reported = entry.reported.max(step);
+            entry.reported = entry.reported.max(*step);
             put_entry(txn, &entry)
         }
         Write::Output(row) => {
@@ -196,13 +210,14 @@ pub(crate) fn apply(txn: &WriteTransaction, write: Write) -> Result<(), JournalE
             value.push(if row.is_stderr { b'e' } else { b'o' });
             value.extend_from_slice(&row.bytes);
             table.insert((*row.order.as_bytes(), row.number), value.as_slice()).map_err(write_error)?;
-            Ok(())
+            drop(table);
+            refresh_unsettled(txn, &row.order)
         }
         Write::OutputSent { id, number } => {
             let mut table = txn.open_table(OUTPUT).map_err(write_error)?;
-            table.remove((*id.as_bytes(), number)).map_err(write_error)?;
+            table.remove((*id.as_bytes(), *number)).map_err(write_error)?;
             drop(table);
-            refresh_unsettled(txn, &id)
+            refresh_unsettled(txn, id)
         }
         Write::Events { source, position, rows } => {
             let mut table = txn.open_table(EVENTS).map_err(write_error)?;
@@ -212,7 +227,7 @@ pub(crate) fn apply(txn: &WriteTransaction, write: Write) -> Result<(), JournalE
             let last = meta.get("last_event_row").map_err(read_error)?.map_or(Ok(0), |value| decode(value.value()))?;
             drop(meta);
             next = next.max(last);
-            for row in &rows {
+            for row in rows {
                 next += 1;
                 table.insert(next, encode(row)?.as_slice()).map_err(write_error)?;
             }
@@ -220,13 +235,13 @@ pub(crate) fn apply(txn: &WriteTransaction, write: Write) -> Result<(), JournalE
             put_meta(txn, "last_event_row", &next)?;
             if let Some(position) = position {
                 let mut sources = txn.open_table(SOURCES).map_err(write_error)?;
-                sources.insert(source.as_str(), encode(&position)?.as_slice()).map_err(write_error)?;
+                sources.insert(source.as_str(), encode(position)?.as_slice()).map_err(write_error)?;
             }
             Ok(())
         }
         Write::EventSent { row } => {
             let mut table = txn.open_table(EVENTS).map_err(write_error)?;
-            table.remove(row).map_err(write_error)?;
+            table.remove(*row).map_err(write_error)?;
             Ok(())
         }
     }

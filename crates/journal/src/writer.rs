@@ -1,27 +1,24 @@
 //! The handle and the one thread that writes: it gathers what waits and commits it together.
 
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use message::{InstanceId, OrderId, Timestamp};
-use redb::{Database, Durability};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::disk::Directory;
 use crate::entry::{Entry, EventRow, OutputRow, SourcePosition};
 use crate::error::JournalError;
-use crate::store;
+use crate::ledger::{Ledger, Reader};
 
 /// The most requests committed together.
 const GROUP_MAX: usize = 256;
 /// The most requests that wait; beyond it callers wait.
 const QUEUE_MAX: usize = 1024;
 /// How long a mark that may be lost (a confirmation) waits for a commit to travel with.
-const LAZY_WAIT: Duration = Duration::from_millis(500);
-/// The store's cache: it holds the working set of a busy agent, and is small at rest.
-const CACHE_BYTES: usize = 1024 * 1024;
+const LAZY_WAIT: Duration = Duration::from_secs(2);
 
 /// One change to the journal.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,52 +104,30 @@ enum Request {
     Prune { watermark: Timestamp, done: oneshot::Sender<Result<usize, JournalError>> },
 }
 
-struct Shared {
-    path: PathBuf,
-    /// `None` after a failed commit, until it could be opened again.
-    db: Mutex<Option<Arc<Database>>>,
-}
-
 /// The journal of one agent; cheap to clone. The writer ends when the last handle is dropped.
 #[derive(Clone)]
 pub struct Journal {
     /// Unbounded by itself; `room` bounds it.
     requests: mpsc::Sender<(Request, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
-    shared: Arc<Shared>,
+    reader: Arc<Reader>,
 }
 
 impl Journal {
     /// Opens the journal in `dir`, making both if they are not there.
     ///
     /// # Errors
-    /// [`JournalError::InUse`] when another process holds it, [`JournalError::Open`] or [`JournalError::Full`].
+    /// [`JournalError::InUse`] when another process holds it, [`JournalError::Open`], [`JournalError::Full`] or
+    /// [`JournalError::Corrupt`].
     pub fn open(dir: &Path) -> Result<(Self, Opened), JournalError> {
-        let path = dir.join("journal.redb");
-        let wrong = |reason: String| JournalError::Open { path: path.clone(), reason };
-        // Orders and their output are nobody else's business. Not by umask: commands would inherit it.
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| wrong(error.to_string()))?;
-        let db = open_database(&path)?;
-        let mut bits = [0; 16];
-        getrandom::fill(&mut bits).map_err(|error| wrong(error.to_string()))?;
-        let fresh = InstanceId::from_bytes(bits);
-        let txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
-        let instance = store::prepare(&txn, fresh)?;
-        txn.commit().map_err(|error| JournalError::storage("written", error))?;
-        let opened = Opened {
-            instance,
-            cursor: store::cursor(&db)?,
-            unsettled: store::unsettled(&db)?,
-            trust: store::trust(&db)?,
-        };
-        let shared = Arc::new(Shared { path: path.clone(), db: Mutex::new(Some(Arc::new(db))) });
+        let wrong =
+            |error: std::io::Error| JournalError::Open { path: dir.join("journal.redb"), reason: error.to_string() };
+        let disk = Directory::new(dir).map_err(wrong)?;
+        let (ledger, opened) = Ledger::open(Box::new(disk))?;
+        let reader = ledger.reader();
         let (requests, queue) = mpsc::channel();
-        let writer = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || write_loop(&writer, &queue))
-            .map_err(|error| wrong(error.to_string()))?;
-        Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), shared }, opened))
+        std::thread::Builder::new().name("journal".into()).spawn(move || write_loop(ledger, &queue)).map_err(wrong)?;
+        Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), reader }, opened))
     }
 
     /// Writes all of `writes` or none; returns when they are on disk.
@@ -192,7 +167,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn find(&self, id: &OrderId) -> Result<Option<Entry>, JournalError> {
-        store::find(&*self.shared.database()?, id)
+        self.reader.find(id)
     }
 
     /// Orders that still need something done, in the order of the broker's stream.
@@ -200,7 +175,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn unsettled(&self) -> Result<Vec<Entry>, JournalError> {
-        store::unsettled(&*self.shared.database()?)
+        self.reader.unsettled()
     }
 
     /// The output of an order that the broker has not confirmed.
@@ -208,7 +183,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn output(&self, id: &OrderId) -> Result<Vec<OutputRow>, JournalError> {
-        store::output(&*self.shared.database()?, id)
+        self.reader.output(id)
     }
 
     /// At most `limit` event batches behind row `after` that the broker has not confirmed.
@@ -216,7 +191,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
-        store::events(&*self.shared.database()?, after, limit)
+        self.reader.events(after, limit)
     }
 
     /// How many event batches the broker has not confirmed.
@@ -224,7 +199,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn event_count(&self) -> Result<u64, JournalError> {
-        store::event_count(&*self.shared.database()?)
+        self.reader.event_count()
     }
 
     /// How far a source of events has been read.
@@ -232,39 +207,11 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when it cannot be read.
     pub fn source(&self, name: &str) -> Result<Option<SourcePosition>, JournalError> {
-        store::source(&*self.shared.database()?, name)
+        self.reader.source(name)
     }
 }
 
-impl Shared {
-    /// The database, opened again if a failed commit has closed it.
-    fn database(&self) -> Result<Arc<Database>, JournalError> {
-        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = &*db {
-            return Ok(Arc::clone(open));
-        }
-        let open = Arc::new(open_database(&self.path)?);
-        *db = Some(Arc::clone(&open));
-        Ok(open)
-    }
-
-    /// After a failed commit redb refuses everything until the file is opened anew.
-    fn close(&self) {
-        *self.db.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-fn open_database(path: &Path) -> Result<Database, JournalError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse { path: path.to_owned() },
-        error => match JournalError::storage("opened", error) {
-            JournalError::Full => JournalError::Full,
-            other => JournalError::Open { path: path.to_owned(), reason: other.to_string() },
-        },
-    })
-}
-
-fn write_loop(shared: &Shared, queue: &mpsc::Receiver<(Request, OwnedSemaphorePermit)>) {
+fn write_loop(mut ledger: Ledger, queue: &mpsc::Receiver<(Request, OwnedSemaphorePermit)>) {
     let mut lazy: Vec<Write> = Vec::new();
     let mut lazy_since = Instant::now();
     loop {
@@ -291,43 +238,17 @@ fn write_loop(shared: &Shared, queue: &mpsc::Receiver<(Request, OwnedSemaphorePe
         if !commits.is_empty() || due {
             let (writes, waiting): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
             let marks = std::mem::take(&mut lazy);
-            let result = commit(shared, marks.into_iter().chain(writes.into_iter().flatten()));
+            let result = ledger.commit(marks.into_iter().chain(writes.into_iter().flatten()).collect());
             for done in waiting {
                 // Whoever stopped waiting does not need the answer.
                 let _ = done.send(result.clone());
             }
         }
         for (watermark, done) in prunes {
-            let _ = done.send(prune(shared, watermark));
+            let _ = done.send(ledger.prune(watermark));
         }
         if closed {
             return;
         }
     }
-}
-
-fn commit(shared: &Shared, writes: impl Iterator<Item = Write>) -> Result<(), JournalError> {
-    let db = shared.database()?;
-    let result = (|| {
-        let mut txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
-        txn.set_durability(Durability::Immediate).map_err(|error| JournalError::storage("written", error))?;
-        for write in writes {
-            store::apply(&txn, write)?;
-        }
-        txn.commit().map_err(|error| JournalError::storage("written", error))
-    })();
-    if let Err(error) = &result {
-        tracing::error!(%error, "the journal could not be written; nothing of this write counts");
-        drop(db);
-        shared.close();
-    }
-    result
-}
-
-fn prune(shared: &Shared, watermark: Timestamp) -> Result<usize, JournalError> {
-    let db = shared.database()?;
-    let txn = db.begin_write().map_err(|error| JournalError::storage("written", error))?;
-    let pruned = store::prune(&txn, watermark)?;
-    txn.commit().map_err(|error| JournalError::storage("written", error))?;
-    Ok(pruned)
 }
