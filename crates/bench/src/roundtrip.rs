@@ -27,8 +27,6 @@ pub struct RoundtripFigures {
     pub p99_ms: f64,
     /// Of `p50_ms`, what passed until the order was stored, p50: the client's and the broker's share.
     pub placed_p50_ms: f64,
-    /// Of `p50_ms`, what passed until the answer was followed, p50.
-    pub followed_p50_ms: f64,
     /// Twice the sum of a bare start, two acknowledged publishes and the syncs.
     pub limit_ms: f64,
     /// `p50_ms / limit_ms`: at most 1 is the goal.
@@ -76,11 +74,10 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
     let mut spawns = limits::spawn()?;
     let mut publishes = limits::publish(system.fleet.bus()).await?;
     let mut fsyncs = limits::fsync(system.dir())?;
-    let (mut rounds, mut placed, mut followed) = (Vec::with_capacity(orders), Vec::new(), Vec::new());
+    let (mut rounds, mut placed) = (Vec::with_capacity(orders), Vec::new());
     for _ in 0..orders.max(1) {
         let round = once(system, &request, &system.node).await?;
         placed.push(round.placed);
-        followed.push(round.followed);
         rounds.push(round.answered);
     }
     spawns.extend(limits::spawn()?);
@@ -95,7 +92,6 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
         p50_ms: ms(p50),
         p99_ms: ms(quantile(&mut rounds, 0.99)),
         placed_p50_ms: ms(quantile(&mut placed, 0.5)),
-        followed_p50_ms: ms(quantile(&mut followed, 0.5)),
         limit_ms: ms(limit),
         ratio_to_limit: (p50.as_secs_f64() / limit.as_secs_f64() * 100.0).round() / 100.0,
         spawn_ms: ms(spawn),
@@ -108,16 +104,13 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
 /// When the stages of one round trip were reached, from its beginning.
 struct Round {
     placed: Duration,
-    followed: Duration,
     answered: Duration,
 }
 
 async fn once(system: &System, request: &OrderRequest, node: &Node) -> Result<Round, BenchError> {
     let begun = Instant::now();
-    let job = system.fleet.order(request, std::slice::from_ref(node)).await?;
+    let (_, mut follow) = system.fleet.order_and_follow(request, std::slice::from_ref(node), Gather::Keep).await?;
     let placed = begun.elapsed();
-    let mut follow = system.fleet.follow_placed(&job, Gather::Keep).await?;
-    let followed = begun.elapsed();
     while !follow.view().settled() {
         if follow.next().await?.is_none() {
             break;
@@ -125,7 +118,7 @@ async fn once(system: &System, request: &OrderRequest, node: &Node) -> Result<Ro
     }
     let answered = begun.elapsed();
     match follow.view().counts().into_keys().next() {
-        Some(State::Succeeded) => Ok(Round { placed, followed, answered }),
+        Some(State::Succeeded) => Ok(Round { placed, answered }),
         other => Err(BenchError::Order(other.map_or("unknown", State::as_str).to_owned())),
     }
 }

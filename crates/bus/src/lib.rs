@@ -20,6 +20,6 @@ pub mod wire;
 
 pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, Link};
 pub use error::BusError;
-pub use live::{LiveMessage, LiveOrders};
+pub use live::{LiveMessage, LiveOrders, LiveStored};
 pub use read::{Scan, Start, Tail};
 pub use wire::{Headers, Message, Stored};

@@ -1,10 +1,11 @@
-//! A node's orders as they come: live ones by subscription, missed ones by catch-up.
+//! What is stored, as it comes: live by subscription; a node's missed orders by catch-up.
 //!
 //! The broker republishes each order on its four-token subject once it is stored, with its sequence and the one
 //! before it. Live messages may be lost (a full buffer, a broken link): `chain` tells when, and a catch-up reads
 //! the stream itself. What comes live may be forged by anyone who can publish on the subject; only what verifies
 //! may move the chain.
 
+use futures::stream::SelectAll;
 use futures::{FutureExt, StreamExt};
 use message::{NodeName, Timestamp};
 
@@ -52,6 +53,36 @@ impl LiveOrders {
     /// The next live message if one is already here.
     pub fn ready(&mut self) -> Option<LiveMessage> {
         self.subscriber.next().now_or_never().flatten().map(live)
+    }
+}
+
+/// What is stored from now on under some subjects, without a consumer at the broker. Messages of one subject come in
+/// their order; some may be lost, which [`LiveMessage::previous`] tells.
+pub struct LiveStored {
+    subscribers: SelectAll<async_nats::Subscriber>,
+}
+
+impl LiveStored {
+    /// Subscribes. What is published over the same connection afterwards finds the subscription in place: there is
+    /// nothing to wait for.
+    ///
+    /// # Errors
+    /// [`BusError`] when the connection is closed.
+    pub async fn open(bus: &Bus, subjects: &[String]) -> Result<Self, BusError> {
+        let mut subscribers = SelectAll::new();
+        for subject in subjects {
+            let subscriber = bus.client.subscribe(subject.clone()).await.map_err(|error| BusError::Other {
+                what: format!("subscribing to {subject}"),
+                reason: error.to_string(),
+            })?;
+            subscribers.push(subscriber);
+        }
+        Ok(Self { subscribers })
+    }
+
+    /// The next message; `None` when the connection is closed for good. May be cancelled at any time.
+    pub async fn next(&mut self) -> Option<LiveMessage> {
+        self.subscribers.next().await.map(live)
     }
 }
 

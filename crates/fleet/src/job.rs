@@ -1,5 +1,6 @@
 //! Jobs: following one as its replies come in, looking one up, and listing them.
 
+mod feed;
 mod json;
 mod list;
 mod progress;
@@ -14,8 +15,9 @@ use serde::Serialize;
 
 use crate::connection::Fleet;
 use crate::error::FleetError;
-use crate::order::PlacedJob;
-use crate::steady::Steady;
+use crate::nodes::Node;
+use crate::order::{OrderRequest, PlacedJob};
+use feed::{Feed, Live};
 pub use progress::NodeProgress;
 use view::Arrival;
 pub use view::JobView;
@@ -79,7 +81,7 @@ pub enum Update {
 
 /// Follows a job.
 pub struct Follow {
-    messages: Steady,
+    messages: Feed,
     view: JobView,
     updates: VecDeque<Update>,
 }
@@ -87,7 +89,7 @@ pub struct Follow {
 impl Follow {
     async fn open(fleet: &Fleet, view: JobView, gather: Gather) -> Result<Self, FleetError> {
         let filters = filters(&view.record.job, gather);
-        let messages = Steady::open(fleet.bus(), REPLIES, filters, Start::First).await?;
+        let messages = Feed::steady(fleet.bus(), filters).await?;
         Ok(Self { messages, view, updates: VecDeque::new() })
     }
 
@@ -153,6 +155,24 @@ impl Fleet {
     /// [`FleetError::NoJob`] when there is none, [`FleetError::Job`] when its record is not signed by an operator.
     pub async fn follow(&self, job: &JobId, gather: Gather) -> Result<Follow, FleetError> {
         Follow::open(self, self.stored_job(job).await?.view(gather), gather).await
+    }
+
+    /// Orders, and follows from before the first order has left.
+    ///
+    /// # Errors
+    /// As [`Fleet::order`].
+    pub async fn order_and_follow(
+        &self,
+        request: &OrderRequest,
+        targets: &[Node],
+        gather: Gather,
+    ) -> Result<(PlacedJob, Follow), FleetError> {
+        let job = bus::clock::job_id(bus::clock::now());
+        let live = Live::open(self.bus(), filters(&job, gather)).await?;
+        let placed = self.order_as(job, request, targets).await?;
+        let view = JobView::new(placed.record.clone(), &placed.expected, placed.max_output, gather);
+        let follow = Follow { messages: Feed::Live(Box::new(live)), view, updates: VecDeque::new() };
+        Ok((placed, follow))
     }
 
     /// Follows a job that was just ordered.

@@ -87,11 +87,20 @@ impl Fleet {
     /// [`FleetError::Usage`] when it is too large or its times make no sense: nothing is stored then;
     /// [`FleetError::NotAllSent`] when it is stored but the broker went away meanwhile.
     pub async fn order(&self, request: &OrderRequest, targets: &[Node]) -> Result<PlacedJob, FleetError> {
+        self.order_as(clock::job_id(clock::now()), request, targets).await
+    }
+
+    pub(crate) async fn order_as(
+        &self,
+        job: JobId,
+        request: &OrderRequest,
+        targets: &[Node],
+    ) -> Result<PlacedJob, FleetError> {
         check(request, targets)?;
         let by = self.signing_operator()?;
         let created = clock::now();
         let from = self.context().node.clone();
-        let plan = Plan { request: request.clone(), job: clock::job_id(created), from, by, created };
+        let plan = Plan { request: request.clone(), job, from, by, created };
         let mut known = std::collections::HashSet::new();
         let targets: Vec<_> = targets
             .iter()

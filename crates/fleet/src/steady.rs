@@ -28,6 +28,11 @@ impl Steady {
         Ok(Self { bus: bus.clone(), stream, filters, start, tail, reopenings: 0 })
     }
 
+    /// One that opens its tail with the first question for a message.
+    pub(crate) fn later(bus: &Bus, stream: &'static str, filters: Vec<String>, start: Start) -> Self {
+        Self { bus: bus.clone(), stream, filters, start, tail: None, reopenings: 0 }
+    }
+
     /// The next message. May be cancelled at any time. Once in a while one may come twice.
     pub(crate) async fn next(&mut self) -> Result<Message, BusError> {
         loop {

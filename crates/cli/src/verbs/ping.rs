@@ -47,8 +47,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         max_output: 0,
     };
     let begun = Instant::now();
-    let placed = fleet.order(&request, &nodes).await?;
-    let mut follow = fleet.follow_placed(&placed, Gather::Ignore).await?;
+    let (placed, mut follow) = fleet.order_and_follow(&request, &nodes, Gather::Ignore).await?;
     let mut trips: BTreeMap<String, Duration> = BTreeMap::new();
     // Whoever does not answer in time is not waited for; what is known by then is shown.
     while let Ok(update) = timeout_at(begun + limit, follow.next()).await {

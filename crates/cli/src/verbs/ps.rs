@@ -49,8 +49,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         expires: limit,
         max_output: 0,
     };
-    let placed = fleet.order(&request, std::slice::from_ref(&node)).await?;
-    let mut follow = fleet.follow_placed(&placed, Gather::Ignore).await?;
+    let (_, mut follow) = fleet.order_and_follow(&request, std::slice::from_ref(&node), Gather::Ignore).await?;
     let answered = timeout(limit, async {
         while follow.next().await?.is_some() {}
         anyhow::Ok(())

@@ -201,13 +201,14 @@ pub(crate) async fn order_and_wait(
     // From here on Ctrl-C must not leave a person without the job's id.
     let mut signals = StopSignals::new()?;
     let begun = Instant::now();
-    let placed = fleet.order(&request, &found.nodes).await?;
-    tracing::info!(job = %placed.job, targets = placed.targets.len(), "ordered");
     if ordering.detach {
+        let placed = fleet.order(&request, &found.nodes).await?;
+        tracing::info!(job = %placed.job, targets = placed.targets.len(), "ordered");
         return detached(session, &placed);
     }
     let gather = if session.out.format() == Format::Json { Gather::Keep } else { Gather::Pass };
-    let mut follow = fleet.follow_placed(&placed, gather).await?;
+    let (placed, mut follow) = fleet.order_and_follow(&request, &found.nodes, gather).await?;
+    tracing::info!(job = %placed.job, targets = placed.targets.len(), "ordered");
     let mut patience = Patience::new(presence(&found.nodes), begun, request.timeout, ordering.wait);
     let mut live = Live::new(session.out.format(), &placed.targets);
     let ended = watch(&mut session.out, &fleet, &mut follow, &mut patience, &mut signals, &mut live).await?;
