@@ -4,9 +4,9 @@
 //! from the journal and tried again when the link is up. Confirmations are journaled lazily: losing one costs a
 //! repetition with the same message id.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bus::{Bus, BusError, Headers};
@@ -28,6 +28,9 @@ const UNCONFIRMED_BYTES_MAX: usize = 256 * 1024;
 /// The first and the longest wait before what failed is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// How long a state that is not the last waits for the next one, to be told in one message with it: most commands are
+/// over by then, and a message is what costs on a thin link.
+const TELL_WAIT: Duration = Duration::from_millis(10);
 
 /// The way out of one agent.
 pub(crate) struct Outbox {
@@ -37,6 +40,8 @@ pub(crate) struct Outbox {
     counters: Arc<Counters>,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
+    /// What will be told in a moment, each with a task of its own.
+    soon: Mutex<HashMap<OrderId, Entry>>,
     /// Something is in the journal that should go out.
     behind: AtomicBool,
     wake: Notify,
@@ -51,13 +56,20 @@ impl Outbox {
             counters,
             room: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             tasks: TaskTracker::new(),
+            soon: Mutex::default(),
             behind: AtomicBool::new(true),
             wake: Notify::new(),
         })
     }
 
-    /// Publishes what is known of `entry`. Returns once it is on its way; waits while too much is.
+    /// Publishes what is known of `entry`: its end at once, what comes before within [`TELL_WAIT`]. Waits while too
+    /// much is on its way.
     pub(crate) async fn report(self: &Arc<Self>, entry: &Entry) {
+        if !entry.history.state().is_terminal() {
+            self.report_soon(entry);
+            return;
+        }
+        self.lock_soon().remove(&entry.id);
         let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
         let outbox = Arc::clone(self);
         let entry = entry.clone();
@@ -67,6 +79,28 @@ impl Outbox {
                 outbox.fall_behind(&error);
             }
         });
+    }
+
+    /// As many at once as may wait at this node.
+    fn report_soon(self: &Arc<Self>, entry: &Entry) {
+        let mut told = entry.clone();
+        told.body = None;
+        if self.lock_soon().insert(entry.id, told).is_some() {
+            return;
+        }
+        let (outbox, id) = (Arc::clone(self), entry.id);
+        self.tasks.spawn(async move {
+            tokio::time::sleep(TELL_WAIT).await;
+            let Ok(_permit) = outbox.room.acquire().await else { return };
+            let Some(entry) = outbox.lock_soon().remove(&id) else { return };
+            if let Err(error) = outbox.publish_reply(&entry).await {
+                outbox.fall_behind(&error);
+            }
+        });
+    }
+
+    fn lock_soon(&self) -> MutexGuard<'_, HashMap<OrderId, Entry>> {
+        self.soon.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something in the journal should go out: sees to it soon.
