@@ -10,6 +10,8 @@
 
 pub mod config;
 mod counters;
+mod disk;
+mod fleettime;
 mod intake;
 pub mod judge;
 mod method;
@@ -21,6 +23,7 @@ mod report;
 mod run;
 mod source;
 mod trust;
+mod twin;
 
 pub use options::{AgentError, LIFE_SIGN_INTERVAL, Options};
 pub use run::run;

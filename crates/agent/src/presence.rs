@@ -1,23 +1,26 @@
 //! Life signs: the node says that it lives, how it is, and when it will say so again.
 //!
 //! The key in bucket `PRESENCE` is written by compare-and-set: each writer expects its own last revision. So two
-//! living agents of one name find out about each other at the next sign.
+//! living agents of one name find out about each other at the next sign ([`crate::twin`] says what follows).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
-use message::registry::{Condition, INTERVALS_UNTIL_OFFLINE, LifeSignKind};
+use message::registry::{Condition, LifeSignKind};
 use message::{LifeSign, Seal, WIRE_VERSION, units};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
+use crate::disk;
 use crate::options::AgentError;
 use crate::process::Processes;
 use crate::run::Identity;
+use crate::twin::{self, Claim};
 
 /// Between two tries to speak when the broker does not confirm.
 const RETRY: Duration = Duration::from_secs(2);
@@ -31,8 +34,16 @@ pub(crate) struct Presence {
     pub(crate) degraded: watch::Receiver<Option<String>>,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) interval: Duration,
+    /// The seat of the journal.
+    pub(crate) seat: String,
+    /// Where the journal lies: how much room is left there is told.
+    pub(crate) dir: PathBuf,
+    /// Why this run may do nothing, as long as another lives under its name.
+    pub(crate) cloned: watch::Sender<Option<String>>,
+    /// When the other was last heard.
+    pub(crate) twin_heard: Option<Instant>,
     /// The revision of our own last sign; 0 before the first.
-    pub(crate) revision: u64,
+    pub(crate) revision: Arc<AtomicU64>,
 }
 
 impl Presence {
@@ -42,7 +53,7 @@ impl Presence {
     /// [`AgentError::NameInUse`] when another journal lives under it.
     pub(crate) async fn claim(&mut self, cancel: &CancellationToken) -> Result<(), AgentError> {
         loop {
-            match self.try_claim().await {
+            match self.try_claim(cancel).await {
                 Ok(()) => return Ok(()),
                 Err(AgentError::Bus(error)) => {
                     tracing::debug!(%error, "the name could not be claimed yet");
@@ -58,24 +69,71 @@ impl Presence {
         }
     }
 
-    async fn try_claim(&mut self) -> Result<(), AgentError> {
-        let name = &self.identity.me.name;
-        if let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? {
-            self.revision = found.sequence;
-            if let Some(other) = self.own_sign(&found)
-                && other.instance != self.identity.instance
-                && other.condition != Condition::Bye
-            {
-                // Age by the broker's clock alone: this machine's may be wrong.
-                let now = live::catch_up(&self.bus, name, self.floor.load(Ordering::Relaxed)).await?.opened_at();
-                let age = now.since(found.stored_at);
-                if age <= Duration::from_millis(other.interval_ms).saturating_mul(INTERVALS_UNTIL_OFFLINE) {
+    async fn try_claim(&mut self, cancel: &CancellationToken) -> Result<(), AgentError> {
+        let name = self.identity.me.name.clone();
+        let mut waited = false;
+        while let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? {
+            let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
+            let Some(other) = self.own_sign(&found) else { break };
+            if waited {
+                if moved && twin::is_twin(&other, self.identity.boot) {
+                    self.meet(&other);
+                }
+                break;
+            }
+            // Age by the broker's clock alone: this machine's may be wrong.
+            let now = live::catch_up(&self.bus, &name, self.floor.load(Ordering::Relaxed)).await?.opened_at();
+            let age = now.since(found.stored_at);
+            match twin::claim(&other, age, self.identity.instance, &self.seat) {
+                Claim::Free => break,
+                Claim::Taken => {
                     let age = format!("{} ago", units::human_duration(age));
-                    return Err(AgentError::NameInUse { name: name.clone(), instance: other.instance, age });
+                    return Err(AgentError::NameInUse { name, instance: other.instance, age });
+                }
+                Claim::Wait(wait) => {
+                    tracing::info!(
+                        seconds = wait.as_secs(), run = %other.boot,
+                        "this journal was in use elsewhere a moment ago; waiting whether that run speaks again"
+                    );
+                    waited = true;
+                    tokio::select! {
+                        () = cancel.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(wait) => {}
+                    }
                 }
             }
         }
-        self.speak(Condition::Up).await.map_err(AgentError::Bus)
+        self.speak(self.condition()).await.map_err(AgentError::Bus)
+    }
+
+    /// Another run lives under our name: stops what could be done twice, and says so.
+    fn meet(&mut self, other: &LifeSign) {
+        self.twin_heard = Some(Instant::now());
+        let complaint = twin::complaint(other);
+        let news = self.cloned.borrow().as_deref() != Some(complaint.as_str());
+        if news {
+            tracing::error!("{complaint}");
+            self.cloned.send_replace(Some(complaint));
+        }
+    }
+
+    /// The other has been silent for long enough.
+    fn part(&mut self) {
+        if self.twin_heard.is_some_and(|heard| heard.elapsed() > twin::silence(self.interval)) {
+            self.twin_heard = None;
+            tracing::warn!("the other agent under this name is gone; this one takes orders again");
+            self.cloned.send_replace(None);
+        }
+    }
+
+    /// What is wrong, if anything is; the gravest first.
+    fn complaint(&self) -> Option<String> {
+        let cloned = self.cloned.borrow().clone();
+        cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
+    }
+
+    fn condition(&self) -> Condition {
+        if self.complaint().is_some() { Condition::Degraded } else { Condition::Up }
     }
 
     /// A life sign under our name that was really signed with our key.
@@ -85,20 +143,17 @@ impl Presence {
     }
 
     /// Speaks at each interval, and at once when the link or the condition changes.
-    ///
-    /// # Errors
-    /// [`AgentError::Displaced`] when another agent has started under this name.
-    pub(crate) async fn run(&mut self, cancel: CancellationToken) -> Result<(), AgentError> {
+    pub(crate) async fn run(&mut self, cancel: CancellationToken) {
         let mut link = self.bus.link();
         link.mark_unchanged();
         let mut ups = link.borrow().ups;
         let mut wait = self.jittered();
         loop {
             tokio::select! {
-                () = cancel.cancelled() => return Ok(()),
+                () = cancel.cancelled() => return,
                 changed = link.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return;
                     }
                     let now = *link.borrow_and_update();
                     if !now.up || now.ups == ups {
@@ -108,18 +163,15 @@ impl Presence {
                 }
                 changed = self.degraded.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return;
                     }
                 }
                 () = tokio::time::sleep(wait) => {}
             }
-            let condition = if self.degraded.borrow().is_some() { Condition::Degraded } else { Condition::Up };
-            wait = match self.speak(condition).await {
+            self.part();
+            wait = match self.speak(self.condition()).await {
                 Ok(()) => self.jittered(),
-                Err(BusError::Conflict { .. }) => {
-                    self.look_who_wrote().await?;
-                    Duration::ZERO
-                }
+                Err(BusError::Conflict { .. }) => self.look_who_wrote().await,
                 Err(error) => {
                     tracing::debug!(%error, "a life sign was not confirmed");
                     RETRY
@@ -128,29 +180,33 @@ impl Presence {
         }
     }
 
-    /// Says goodbye.
+    /// Says goodbye, unless the name belongs to another run as well: that one lives on.
     pub(crate) async fn goodbye(&mut self) {
+        if self.twin_heard.is_some() {
+            return;
+        }
         // Best effort: without it the others notice after three intervals.
         let _ = tokio::time::timeout(Duration::from_secs(2), self.speak(Condition::Bye)).await;
     }
 
-    /// After a conflict: our own earlier sign whose confirmation was lost, or somebody else?
-    async fn look_who_wrote(&mut self) -> Result<(), AgentError> {
+    /// After a conflict: our own earlier sign whose confirmation was lost, or somebody else? Returns when to speak
+    /// again.
+    async fn look_who_wrote(&mut self) -> Duration {
         let name = &self.identity.me.name;
         let found = match self.bus.kv_get(kv::PRESENCE, name.as_str()).await {
             Ok(found) => found,
             // Not known now; the next sign will meet the same conflict.
-            Err(_) => {
-                tokio::time::sleep(RETRY).await;
-                return Ok(());
-            }
+            Err(_) => return RETRY,
         };
-        self.revision = found.as_ref().map_or(0, |found| found.sequence);
+        self.revision.store(found.as_ref().map_or(0, |found| found.sequence), Ordering::Relaxed);
         match found.and_then(|found| self.own_sign(&found)) {
-            Some(other) if other.boot != self.identity.boot && other.condition != Condition::Bye => {
-                Err(AgentError::Displaced { name: name.clone(), boot: other.boot })
+            Some(other) if twin::is_twin(&other, self.identity.boot) => {
+                let known = self.twin_heard.is_some();
+                self.meet(&other);
+                // The first time at once, so that the other learns of it; then both in their rhythm.
+                if known { self.jittered() } else { Duration::ZERO }
             }
-            _ => Ok(()),
+            _ => Duration::ZERO,
         }
     }
 
@@ -161,8 +217,9 @@ impl Presence {
             node: self.identity.me.name.clone(),
             instance: self.identity.instance,
             boot: self.identity.boot,
+            seat: Some(self.seat.clone()),
             condition,
-            reason: self.degraded.borrow().clone(),
+            reason: if condition == Condition::Bye { None } else { self.complaint() },
             interval_ms: u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX),
             at: clock::now(),
             version: crate::VERSION.into(),
@@ -178,8 +235,8 @@ impl Presence {
         let seal = Seal::over(&bytes, &self.identity.pair)
             .map_err(|error| BusError::Other { what: "signing a life sign".into(), reason: error.to_string() })?;
         let key = self.identity.me.name.as_str();
-        let stored = self.bus.kv_put_if(kv::PRESENCE, key, Bytes::from(bytes), Some(&seal), self.revision).await?;
-        self.revision = stored.sequence;
+        let stored = self.bus.kv_put_if(kv::PRESENCE, key, Bytes::from(bytes), Some(&seal), self.revision.load(Ordering::Relaxed)).await?;
+        self.revision.store(stored.sequence, Ordering::Relaxed);
         Ok(())
     }
 

@@ -27,13 +27,22 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
     pub async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Message>, BusError> {
-        let subject = format!("{}.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}", self.api_prefix);
+        let found = self.last_of(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{key}")).await?;
+        Ok(found.filter(|message| !is_deletion(message)))
+    }
+
+    /// The last message that a stream holds under a subject, read directly; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn last_of(&self, stream: &str, subject: &str) -> Result<Option<Message>, BusError> {
+        let subject = format!("{}.DIRECT.GET.{stream}.{subject}", self.api_prefix);
         let answer = self.request(&subject, Headers::new(), Bytes::new(), None).await?;
         match answer.status.map(|status| status.as_u16()) {
             Some(404) => return Ok(None),
             Some(status) if status >= 300 => {
                 return Err(BusError::Broker {
-                    what: format!("reading {bucket}.{key}"),
+                    what: format!("reading {subject}"),
                     code: u64::from(status),
                     description: answer.description.unwrap_or_default(),
                 });
@@ -42,14 +51,13 @@ impl Bus {
         }
         let headers = answer.headers.unwrap_or_default();
         let text = |name: &str| headers.get_last(name).map(|value| value.as_str().to_owned());
-        let message = Message {
+        Ok(Some(Message {
             subject: text("Nats-Subject").unwrap_or_default(),
             sequence: text("Nats-Sequence").and_then(|text| text.parse().ok()).unwrap_or(0),
             stored_at: text("Nats-Time-Stamp").and_then(|text| broker_time(&text)).unwrap_or_default(),
             payload: answer.payload,
             headers,
-        };
-        Ok((!is_deletion(&message)).then_some(message))
+        }))
     }
 
     /// Writes a key, whatever was there.

@@ -67,6 +67,10 @@ pub struct LifeSign {
     pub instance: InstanceId,
     /// Its present run: drawn anew at each start.
     pub boot: InstanceId,
+    /// Which file on which running machine its journal is. A run that ended there without a goodbye cannot be alive
+    /// any more when another has the file's lock; a run with another seat can: of a cloned disk.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seat: Option<String>,
     /// How it feels.
     pub condition: Condition,
     /// Why it is degraded: a sentence.
@@ -194,6 +198,7 @@ mod tests {
             node: NodeName::new("ship1").unwrap(),
             instance: InstanceId::from_bytes([1; 16]),
             boot: InstanceId::from_bytes([2; 16]),
+            seat: None,
             condition,
             reason: (condition == Condition::Degraded).then(|| "the disk is full".to_owned()),
             interval_ms: 10_000,

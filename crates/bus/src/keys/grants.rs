@@ -15,12 +15,14 @@ const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
 /// Prefix under which EDGE sees the JetStream calls of CORE that a node needs (`$JS.API` there).
 pub const EDGE_API_PREFIX: &str = "core.API";
 
-/// Buckets of which a node reads keys by direct get, and which keys.
-const READABLE: [(&str, &str); 4] = [
+/// Streams of which a node reads the last message of a subject by direct get, and which subjects.
+const READABLE: [(&str, &str); 5] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
     ("KV_POLICY", "$KV.POLICY.*"),
     ("KV_META", "$KV.META.epoch"),
+    // What it answered before: a node whose journal was lost or set back does not run an order again.
+    ("REPLIES", "*.reply.*.{{name()}}"),
 ];
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
