@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::intake::{Intake, PLACES};
+use crate::intake::{Held, Intake, PLACES};
 use crate::options::{AgentError, Options};
 use crate::outbox::Outbox;
 use crate::presence::Presence;
@@ -99,7 +99,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
     let places = Arc::new(Semaphore::new(PLACES));
-    resume(&processes, &places, &opened.unsettled);
+    let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let ready = Arc::new(Notify::new());
@@ -154,6 +154,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         noted: std::collections::BTreeSet::new(),
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
+        held: Some(resumed),
     };
     {
         let stop = stop.clone();
@@ -238,16 +239,23 @@ async fn recover(journal: &Journal, opened: &Opened) -> Result<usize, AgentError
     Ok(count)
 }
 
-/// What was delivered and has not begun runs now, in the order of the broker's stream.
-fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entry]) {
+/// What was delivered and has not begun runs next, in the order of the broker's stream: as soon as the first catch-up
+/// has told what was cancelled or superseded meanwhile.
+fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entry]) -> Vec<Held> {
+    let mut held = Vec::new();
     for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Delivered) {
         // There are no more of them than there were places.
         let place = Arc::clone(places).try_acquire_owned().ok();
         match processes.claim(&entry.method, &entry.domain) {
-            Ok(_) => processes.dispatch(&entry.method, &entry.domain, Task { id: entry.id, begun: None, place }),
+            Ok(_) => {
+                processes.in_hand().add(entry);
+                let task = Task { id: entry.id, begun: None, place };
+                held.push(Held { method: entry.method.clone(), domain: entry.domain.clone(), task });
+            }
             Err(reason) => tracing::error!(order = %entry.id, %reason, "a delivered order cannot be run"),
         }
     }
+    held
 }
 
 /// The processes that every node has, so that they are seen before their first order.

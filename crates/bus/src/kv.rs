@@ -27,13 +27,22 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
     pub async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Message>, BusError> {
-        let subject = format!("{}.DIRECT.GET.KV_{bucket}.$KV.{bucket}.{key}", self.api_prefix);
-        let answer = self.request(&subject, Headers::new(), Bytes::new(), None).await?;
+        let found = self.last(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{key}")).await?;
+        Ok(found.filter(|message| !is_deletion(message)))
+    }
+
+    /// The last message that a stream holds on a subject.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn last(&self, stream: &str, subject: &str) -> Result<Option<Message>, BusError> {
+        let call = format!("{}.DIRECT.GET.{stream}.{subject}", self.api_prefix);
+        let answer = self.request(&call, Headers::new(), Bytes::new(), None).await?;
         match answer.status.map(|status| status.as_u16()) {
             Some(404) => return Ok(None),
             Some(status) if status >= 300 => {
                 return Err(BusError::Broker {
-                    what: format!("reading {bucket}.{key}"),
+                    what: format!("reading {subject}"),
                     code: u64::from(status),
                     description: answer.description.unwrap_or_default(),
                 });
@@ -49,7 +58,7 @@ impl Bus {
             payload: answer.payload,
             headers,
         };
-        Ok((!is_deletion(&message)).then_some(message))
+        Ok(Some(message))
     }
 
     /// Writes a key, whatever was there.

@@ -17,11 +17,12 @@ use crate::error::FleetError;
 use crate::order::PlacedJob;
 use crate::steady::Steady;
 pub use progress::NodeProgress;
+pub(crate) use stored::{StoredJob, open_record};
 use view::Arrival;
 pub use view::JobView;
 
 /// The stream of answers and output.
-const REPLIES: &str = "REPLIES";
+pub(crate) const REPLIES: &str = "REPLIES";
 
 /// One of the two output streams of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -144,6 +145,9 @@ pub struct JobSummary {
     pub targets: u32,
     /// How many of them are in each state.
     pub counts: BTreeMap<State, u32>,
+    /// The job that this one repeats for some of its nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
 }
 
 impl Fleet {

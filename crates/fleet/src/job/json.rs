@@ -26,7 +26,8 @@ impl JobView {
         let counts: Map<_, _> =
             self.counts().into_iter().map(|(state, count)| (state.to_string(), count.into())).collect();
         let record = &self.record;
-        Map::from_iter([
+        let retry_of = record.retry_of.iter().map(|job| ("retry_of".to_owned(), json!(job)));
+        let head: [(String, Value); 8] = [
             ("job".into(), json!(record.job)),
             ("by".into(), json!(record.by)),
             ("method".into(), json!(record.method)),
@@ -35,7 +36,8 @@ impl JobView {
             ("expires_at".into(), json!(record.expires)),
             ("targets".into(), json!(self.nodes.len())),
             ("counts".into(), Value::Object(counts)),
-        ])
+        ];
+        head.into_iter().chain(retry_of).collect()
     }
 }
 

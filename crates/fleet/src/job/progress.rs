@@ -87,6 +87,11 @@ impl NodeProgress {
             && (self.gather == Gather::Ignore || self.outcome.is_none() || self.intake.complete || self.is_broken())
     }
 
+    /// Whether the order is addressed to the node with this key.
+    pub(crate) fn is_addressed_to(&self, key: &PublicKey) -> bool {
+        self.key == *key
+    }
+
     /// Whether output is kept in this view.
     pub(super) fn keeps_output(&self) -> bool {
         self.gather == Gather::Keep

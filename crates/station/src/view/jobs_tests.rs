@@ -24,12 +24,13 @@ fn record(job: &JobId) -> JobRecord {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         args: None,
-        created: Timestamp::from_ms(0),
+        created: Timestamp::from_ms(i64::try_from(job.ms()).unwrap()),
         expires: Timestamp::from_ms(1),
         timeout_ms: 1,
         targets: 1,
         chunks: Vec::new(),
         inline: None,
+        retry_of: None,
     }
 }
 
