@@ -1,7 +1,10 @@
 //! Intake: takes orders from the bus, live and by catch-up, and journals each before anything is said about it.
 //!
 //! The one task that moves the cursor. What comes live passes only in an unbroken chain; only verified, new orders
-//! move a head, and only a completed catch-up raises the floor.
+//! move a head, and only a completed catch-up raises the floor. What a cancel or a newer order of a key does to others
+//! is decided here too (`withdraw`).
+
+mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,18 +13,22 @@ use std::time::Duration;
 
 use bus::chain::{Arrival, Chain};
 use bus::{Bus, BusError, LiveOrders, Message, clock, kv, live};
-use journal::{Cursor, Entry, Journal, JournalError, Write};
-use message::{History, Order, State, Timestamp};
+use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
+use message::method::CANCEL;
+use message::{History, Order, State, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
+use crate::fleettime;
 use crate::judge::{Grounds, Verdict, judge};
 use crate::outbox::Outbox;
+use crate::past::Past;
 use crate::process::{Processes, Task};
 use crate::run::Identity;
 use crate::trust::Trusted;
+use withdraw::Ending;
 
 /// The most orders that may wait or run at once; beyond it, what comes stays at the broker.
 pub(crate) const PLACES: usize = 10_000;
@@ -65,12 +72,28 @@ pub(crate) struct Intake {
     pub(crate) watermark_saved: watch::Sender<Timestamp>,
     pub(crate) epoch: Option<String>,
     pub(crate) watermark: Timestamp,
+    /// Why nothing is taken, as long as another agent lives under this name.
+    pub(crate) cloned: watch::Receiver<Option<String>>,
+    /// What this node is known to have done before.
+    pub(crate) past: Past,
+    /// Orders that are journaled and not yet handed to their processes: during a catch-up, until it has told what was
+    /// cancelled or superseded behind them. `None` when none is under way.
+    pub(crate) held: Option<Vec<Held>>,
+}
+
+/// An order that waits for the end of a catch-up.
+pub(crate) struct Held {
+    pub(crate) method: Token,
+    pub(crate) domain: Token,
+    pub(crate) task: Task,
 }
 
 /// An order that was decided about, on its way into the journal.
 struct Decided {
     entry: Entry,
     place: Option<OwnedSemaphorePermit>,
+    /// Whether it was claimed for its process.
+    runs: bool,
     subject: String,
 }
 
@@ -91,9 +114,19 @@ impl Intake {
         let mut retry = CATCH_UP_INTERVAL;
         loop {
             let wake = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let halted = self.cloned.borrow_and_update().is_some();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
+                changed = self.cloned.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    // What the other did meanwhile must not be done again.
+                    self.past.doubt();
+                    greeted = false;
+                    due = Some(Instant::now());
+                }
                 changed = link.changed() => {
                     if changed.is_err() {
                         return Ok(());
@@ -105,12 +138,14 @@ impl Intake {
                     }
                     seen_link = now;
                 }
-                () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() => {
+                () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
                     last_catch_up = Instant::now();
                     let caught_up = tokio::select! {
                         () = cancel.cancelled() => return Ok(()),
                         caught_up = self.catch_up(greeted, &cancel) => caught_up,
                     };
+                    // Also when it failed: what was accepted does not wait for a broker.
+                    self.release();
                     match caught_up {
                         Ok(()) => {
                             greeted = true;
@@ -127,6 +162,10 @@ impl Intake {
                 }
                 message = live.next() => {
                     let Some(first) = message else { return Ok(()) };
+                    if halted {
+                        // It stays at the broker; the catch-up that follows the halt finds it.
+                        continue;
+                    }
                     let mut batch = Batch::default();
                     let mut gap = false;
                     let mut next = Some(first);
@@ -161,8 +200,9 @@ impl Intake {
     /// Judges a message and adds what follows from it to `batch`. `false` when the agent ends.
     async fn consider(&mut self, message: &Message, batch: &mut Batch, cancel: &CancellationToken) -> bool {
         let trust = self.trusted.current();
-        let grounds = Grounds { me: &self.identity.me, trust: &trust, now: clock::now() };
-        let (order, refused) = match judge(&message.subject, &message.payload, message.seal(), grounds) {
+        let now = fleettime::now_for_expiry(self.identity.time.now(), message.stored_at, self.watermark);
+        let grounds = Grounds { me: &self.identity.me, trust: &trust, now };
+        let (order, operator, refused) = match judge(&message.subject, &message.payload, message.seal(), grounds) {
             Verdict::Discard(_) if self.was_noted(message.sequence) => return true,
             Verdict::Discard(discard) => {
                 let count = self.counters.discard(discard.counter());
@@ -172,8 +212,8 @@ impl Intake {
                 }
                 return true;
             }
-            Verdict::Refuse { order, state, reason } => (order, Some((state, reason))),
-            Verdict::Take { order, .. } => (order, None),
+            Verdict::Refuse { order, state, reason } => (order, String::new(), Some((state, reason))),
+            Verdict::Take { order, operator } => (order, operator, None),
         };
         let known = batch.ids.contains(&order.id) || !matches!(self.journal.find(&order.id), Ok(None));
         if known && self.was_noted(message.sequence) {
@@ -184,6 +224,39 @@ impl Intake {
             tracing::debug!(order = %order.id, "an order was delivered again; it is not run again");
             return true;
         }
+        match self.decide(&order, &operator, refused, message, batch, cancel).await {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                // Not taken: the catch-up that follows meets it again.
+                batch.broken = Some(error);
+                return true;
+            }
+        }
+        self.see_time(order.created);
+        self.chain.take(&message.subject, message.sequence);
+        batch.ids.insert(order.id);
+        true
+    }
+
+    /// Decides about a verified, new order, and adds it to `batch`. `false` when the agent ends.
+    async fn decide(
+        &mut self,
+        order: &Order,
+        operator: &str,
+        refused: Option<(State, String)>,
+        message: &Message,
+        batch: &mut Batch,
+        cancel: &CancellationToken,
+    ) -> Result<bool, JournalError> {
+        let refused = match refused {
+            Some(refused) => Some(refused),
+            None => self.foregone(order, message.sequence, batch)?,
+        };
+        if refused.is_none() && order.method.as_str() == CANCEL {
+            self.cancel(order, operator, message, batch).await?;
+            return Ok(true);
+        }
         let refused =
             refused.or_else(|| self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason)));
         let mut idle = false;
@@ -191,11 +264,15 @@ impl Intake {
         let refused = match refused {
             Some(refused) => Some(refused),
             None => {
-                // Where nothing more may wait, the broker keeps it.
-                place = tokio::select! {
-                    () = cancel.cancelled() => return false,
-                    permit = Arc::clone(&self.places).acquire_owned() => permit.ok(),
-                };
+                // Where nothing more may wait, the broker keeps it; and nothing is held back that would make room.
+                place = Arc::clone(&self.places).try_acquire_owned().ok();
+                if place.is_none() {
+                    self.release_and_hold();
+                    place = tokio::select! {
+                        () = cancel.cancelled() => return Ok(false),
+                        permit = Arc::clone(&self.places).acquire_owned() => permit.ok(),
+                    };
+                }
                 match self.processes.claim(&order.method, &order.domain) {
                     Ok(alone) => {
                         idle = alone;
@@ -208,12 +285,18 @@ impl Intake {
                 }
             }
         };
-        self.see_time(order.created);
-        let entry = entry(&order, message, refused, idle);
-        self.chain.take(&message.subject, message.sequence);
-        batch.ids.insert(order.id);
-        batch.decided.push(Decided { entry, place, subject: message.subject.clone() });
-        true
+        let runs = refused.is_none();
+        if runs
+            && let Some(key) = &order.supersede
+            && let Err(error) = self.supersede(key, order, message.sequence, batch)
+        {
+            self.processes.unclaim(&order.method, &order.domain);
+            return Err(error);
+        }
+        // While a catch-up goes on, nothing begins at once: what it brings next may take it back.
+        let entry = entry(order, message, refused, idle && self.held.is_none());
+        batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone() });
+        Ok(true)
     }
 
     /// Whether a message that does not move the chain was counted before; notes it if not.
@@ -235,7 +318,11 @@ impl Intake {
     }
 
     /// Journals a batch in one commit; then, and only then, tells and runs.
-    async fn journal_batch(&mut self, batch: Batch) -> Result<(), JournalError> {
+    async fn journal_batch(&mut self, mut batch: Batch) -> Result<(), JournalError> {
+        if let Some(error) = batch.broken.take() {
+            self.give_back(&batch);
+            return Err(error);
+        }
         if batch.decided.is_empty() {
             return Ok(());
         }
@@ -244,22 +331,58 @@ impl Intake {
             writes.push(Write::Entry(Box::new(decided.entry.clone())));
             self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
+        writes.extend(batch.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
+        writes.extend(batch.tombstones.iter().cloned().map(Write::Tombstone));
+        writes.extend(batch.newest.values().cloned().map(Write::Newest));
         self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
-            for decided in batch.decided.iter().filter(|decided| decided.place.is_some()) {
-                self.processes.unclaim(&decided.entry.method, &decided.entry.domain);
-            }
+            self.give_back(&batch);
             return Err(error);
         }
-        for Decided { entry, place, .. } in batch.decided {
+        // Before anything is told: what was withdrawn must not keep its place while the broker is slow.
+        for entry in &batch.withdrawn {
+            self.let_go(entry);
+        }
+        for entry in &batch.withdrawn {
+            self.outbox.report(entry).await;
+        }
+        for Decided { entry, place, runs, .. } in batch.decided {
             self.outbox.report(&entry).await;
-            if place.is_some() {
+            if runs {
+                self.processes.in_hand().add(&entry);
                 let (method, domain, id) = (entry.method.clone(), entry.domain.clone(), entry.id);
                 let begun = (entry.history.state() == State::Running).then(|| Box::new(entry));
-                self.processes.dispatch(&method, &domain, Task { id, begun, place });
+                self.hand_over(Held { method, domain, task: Task { id, begun, place } });
+            } else if let Some(Ending { order, job, by, limit, .. }) =
+                batch.endings.iter().find(|ending| ending.cancel == entry.id)
+            {
+                self.processes.end_running(entry, job.clone(), *order, by, *limit);
             }
         }
         Ok(())
+    }
+
+    /// Hands an order to its process, or holds it back while a catch-up goes on.
+    fn hand_over(&mut self, order: Held) {
+        match &mut self.held {
+            Some(held) => held.push(order),
+            None => self.processes.dispatch(&order.method, &order.domain, order.task),
+        }
+    }
+
+    /// Hands over all that was held back, and holds back no longer.
+    fn release(&mut self) {
+        for order in self.held.take().into_iter().flatten() {
+            self.processes.dispatch(&order.method, &order.domain, order.task);
+        }
+    }
+
+    /// Hands over all that was held back until now.
+    fn release_and_hold(&mut self) {
+        if self.held.is_some() {
+            self.release();
+            self.held = Some(Vec::new());
+        }
     }
 
     /// Adds heads and watermark to a commit, at most once a second: they spare work after a restart, no more.
@@ -286,25 +409,35 @@ impl Intake {
 
     /// Reads everything behind the floor from the stream; at a new link first what else may have changed.
     async fn catch_up(&mut self, greeted: bool, cancel: &CancellationToken) -> Result<(), String> {
+        self.held.get_or_insert_default();
         if !greeted {
             self.check_epoch().await?;
             self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
         }
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
+        self.identity.time.read(scan.opened_at(), clock::now());
+        if !greeted {
+            self.past.look(&self.bus, &self.identity).await.map_err(|error| error.to_string())?;
+        }
         let mut floor = self.chain.floor();
         loop {
-            let mut batch = Batch::default();
+            let mut messages = Vec::new();
             let mut done = false;
-            while batch.decided.len() < BATCH_MAX {
+            while messages.len() < BATCH_MAX {
                 let Some(message) = scan.next().await.map_err(|error| error.to_string())? else {
                     done = true;
                     break;
                 };
                 floor = floor.max(message.sequence);
-                if message.sequence > self.chain.head(&message.subject)
-                    && !self.consider(&message, &mut batch, cancel).await
-                {
+                if message.sequence > self.chain.head(&message.subject) {
+                    messages.push(message);
+                }
+            }
+            self.remember(&messages).await?;
+            let mut batch = Batch::default();
+            for message in &messages {
+                if !self.consider(message, &mut batch, cancel).await {
                     return Ok(());
                 }
             }
@@ -322,7 +455,38 @@ impl Intake {
             self.noted = self.noted.split_off(&(floor + 1));
             self.floor.store(floor, Ordering::Relaxed);
         }
+        self.past.is_settled();
         self.degraded.send_if_modified(|reason| reason.take().is_some());
+        Ok(())
+    }
+
+    /// Where the journal may be older than what this node did: looks up what it had answered to these orders, and
+    /// journals that, so that they are known and not run again.
+    async fn remember(&mut self, messages: &[Message]) -> Result<(), String> {
+        if !self.past.is_doubtful() {
+            return Ok(());
+        }
+        let trust = self.trusted.current();
+        let mut unknown = Vec::new();
+        for message in messages {
+            let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
+            if let Verdict::Take { order, .. } = judge(&message.subject, &message.payload, message.seal(), grounds)
+                && matches!(self.journal.find(&order.id), Ok(None))
+            {
+                unknown.push((*order, message.sequence));
+            }
+        }
+        let entries =
+            self.past.remember(&self.bus, &self.identity, unknown).await.map_err(|error| error.to_string())?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(orders = entries.len(), "the journal did not know what this node had done; it was looked up");
+        let writes = entries.iter().map(|entry| Write::Entry(Box::new(entry.clone()))).collect();
+        self.journal.commit(writes).await.map_err(|error| error.to_string())?;
+        for entry in entries.iter().filter(|entry| !entry.is_settled()) {
+            self.outbox.report(entry).await;
+        }
         Ok(())
     }
 
@@ -341,7 +505,12 @@ impl Intake {
             // What is not saved yet belongs to the old store: under the new epoch it would hide orders.
             self.heads.clear();
             self.noted.clear();
+            self.processes.in_hand().forget_sequences();
             self.floor.store(0, Ordering::Relaxed);
+            if self.epoch.is_some() {
+                // The journal has just made all that was told untold again.
+                self.outbox.nudge();
+            }
             self.epoch = Some(epoch);
         }
         Ok(())
@@ -353,23 +522,22 @@ impl Intake {
 struct Batch {
     decided: Vec<Decided>,
     ids: BTreeSet<message::OrderId>,
+    /// Orders that waited and never will begin, as they are to be journaled.
+    withdrawn: Vec<Entry>,
+    tombstones: Vec<Tombstone>,
+    newest: BTreeMap<Token, Newest>,
+    endings: Vec<Ending>,
+    /// The journal could not be read: nothing of this batch counts.
+    broken: Option<JournalError>,
 }
 
 /// The journal entry of a newly arrived order.
 fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, begins: bool) -> Entry {
-    let now = clock::now();
-    let mut history = History::new();
     let steps: &[State] = match &refused {
         Some((state, _)) => &[*state],
         None if begins => &[State::Delivered, State::Running],
         None => &[State::Delivered],
     };
-    for state in steps {
-        // These are all legal first steps; the state machine's own test enumerates them.
-        if history.push(*state, now).is_err() {
-            tracing::error!(order = %order.id, %state, "an order cannot begin in this state");
-        }
-    }
     let runs = refused.is_none();
     Entry {
         id: order.id,
@@ -379,11 +547,24 @@ fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, beg
         method: order.method.clone(),
         domain: order.domain.clone(),
         expires: order.expires,
-        history,
+        supersede: order.supersede.clone(),
+        history: history_of(steps),
         reason: refused.map(|(_, reason)| reason),
         outcome: None,
         body: runs.then(|| String::from_utf8_lossy(&message.payload).into_owned()),
         reply_id: clock::message_id(),
         reported: 0,
     }
+}
+
+/// A history in which all of this happens now.
+fn history_of(states: &[State]) -> History {
+    let (now, mut history) = (clock::now(), History::new());
+    for state in states {
+        // These are all legal first steps; the state machine's own test enumerates them.
+        if history.push(*state, now).is_err() {
+            tracing::error!(%state, "an order cannot begin in this state");
+        }
+    }
+    history
 }

@@ -141,6 +141,7 @@ mod tests {
             timeout_ms: 1,
             max_output_bytes: 1,
             args: serde_json::json!({"argv": ["true"]}),
+            supersede: None,
         }
     }
 

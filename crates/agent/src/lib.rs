@@ -5,18 +5,20 @@
 //! broker or the station: only signatures count, and only the keys that the fleet's root has signed.
 //!
 //! The way of an order: `intake` takes it from the bus, `judge` decides (pure), the journal keeps it,
-//! `process` runs it by a `method`, `report` tells how it stands. Beside it run `presence` (life signs) and
+//! `process` runs it by a `method`, `report` tells how it stands; `in_hand` says who may still withdraw or end it. Beside it run `presence` (life signs) and
 //! `source` (events). `run` starts all of it and sees all of it end.
 
 pub mod config;
 mod counters;
 mod disk;
 mod fleettime;
+mod in_hand;
 mod intake;
 pub mod judge;
 mod method;
 mod options;
 mod outbox;
+mod past;
 mod presence;
 mod process;
 mod report;

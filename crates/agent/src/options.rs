@@ -61,16 +61,6 @@ pub enum AgentError {
         /// How long ago it spoke.
         age: String,
     },
-    /// Somebody else started under this name and key while this one was running.
-    #[error(
-        "a second agent has started as {name} with this node's key (run {boot}): this one stops, so that no order runs twice"
-    )]
-    Displaced {
-        /// The name.
-        name: NodeName,
-        /// The other's run.
-        boot: message::InstanceId,
-    },
     /// One of its tasks broke down.
     #[error("the agent's task `{task}` broke down: {reason}")]
     Task {

@@ -123,7 +123,7 @@ impl Outbox {
 
     async fn publish_reply(&self, entry: &Entry) -> Result<(), BusError> {
         let node = &self.identity.me.name;
-        let reply = report::reply(entry, node);
+        let reply = report::reply(entry, node, self.identity.time.error_ms());
         let bytes = serde_json::to_vec(&reply)
             .map_err(|error| BusError::Other { what: "writing a reply".into(), reason: error.to_string() })?;
         let seal = Seal::over(&bytes, &self.identity.pair)

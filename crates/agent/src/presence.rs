@@ -44,6 +44,8 @@ pub(crate) struct Presence {
     pub(crate) twin_heard: Option<Instant>,
     /// The revision of our own last sign; 0 before the first.
     pub(crate) revision: Arc<AtomicU64>,
+    /// The highest floor that the broker has heard of before this run.
+    pub(crate) heard_floor: Arc<AtomicU64>,
 }
 
 impl Presence {
@@ -75,6 +77,7 @@ impl Presence {
         while let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? {
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
+            self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
             if waited {
                 if moved && twin::is_twin(&other, self.identity.boot) {
                     self.meet(&other);
@@ -235,7 +238,10 @@ impl Presence {
         let seal = Seal::over(&bytes, &self.identity.pair)
             .map_err(|error| BusError::Other { what: "signing a life sign".into(), reason: error.to_string() })?;
         let key = self.identity.me.name.as_str();
-        let stored = self.bus.kv_put_if(kv::PRESENCE, key, Bytes::from(bytes), Some(&seal), self.revision.load(Ordering::Relaxed)).await?;
+        let stored = self
+            .bus
+            .kv_put_if(kv::PRESENCE, key, Bytes::from(bytes), Some(&seal), self.revision.load(Ordering::Relaxed))
+            .await?;
         self.revision.store(stored.sequence, Ordering::Relaxed);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A handler that panics or does not end takes down nobody else: its order fails, the process goes on with the
 //! next one and counts a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use bus::clock;
 use journal::{Entry, Journal, Write};
-use message::method::ProcessStatus;
-use message::{Order, OrderId, State, Subject, Token};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use message::method::{Cancelled, ProcessStatus};
+use message::{JobId, Order, OrderId, Outcome, State, Subject, Token};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::Counters;
+use crate::in_hand::InHand;
 use crate::method::{Ended, Execution, Method};
 use crate::outbox::Outbox;
 use crate::run::Identity;
@@ -40,7 +41,9 @@ pub(crate) struct Task {
 
 struct Process {
     status: Mutex<ProcessStatus>,
-    queue: mpsc::UnboundedSender<Task>,
+    /// Unbounded by itself: intake bounds how many orders may wait in all. What is withdrawn leaves it at once.
+    queue: Mutex<VecDeque<Task>>,
+    wake: Notify,
     /// Orders that were claimed for it and have not ended.
     pending: AtomicUsize,
 }
@@ -56,6 +59,9 @@ pub(crate) struct Processes {
     /// Event sources, which are processes too.
     sources: Mutex<Vec<Arc<Mutex<ProcessStatus>>>>,
     degraded: watch::Sender<Option<String>>,
+    /// Why nothing begins, as long as another agent lives under this name.
+    cloned: watch::Receiver<Option<String>>,
+    in_hand: InHand,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -72,7 +78,9 @@ impl Processes {
         counters: Arc<Counters>,
         methods_dir: PathBuf,
         degraded: watch::Sender<Option<String>>,
+        cloned: watch::Receiver<Option<String>>,
     ) -> Arc<Self> {
+        let stop = CancellationToken::new();
         Arc::new(Self {
             journal,
             outbox,
@@ -82,13 +90,20 @@ impl Processes {
             table: Mutex::default(),
             sources: Mutex::default(),
             degraded,
+            cloned,
+            in_hand: InHand::new(stop.clone()),
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            stop,
         })
     }
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The orders that wait or run.
+    pub(crate) fn in_hand(&self) -> &InHand {
+        &self.in_hand
     }
 
     /// The method of this name.
@@ -138,15 +153,69 @@ impl Processes {
         }
     }
 
-    /// Hands an order to its process, which must have been claimed for it.
+    /// Hands an order that is in hand to its process, which must have been claimed for it.
     pub(crate) fn dispatch(&self, method: &Token, domain: &Token, task: Task) {
         if let Some(process) = lock(&self.table).get(&(method.clone(), domain.clone())) {
             if task.begun.is_none() {
                 Counters::add(&self.counters.waiting);
             }
-            // A process ends only with the agent; the journal has the order.
-            let _ = process.queue.send(task);
+            lock(&process.queue).push_back(task);
+            process.wake.notify_one();
         }
+    }
+
+    /// Takes an order out of its process's queue that was withdrawn. `false` when it is not there: then whoever has it
+    /// finds out by [`InHand::begin`].
+    pub(crate) fn take_back(&self, method: &Token, domain: &Token, id: &OrderId) -> bool {
+        let Some(process) = lock(&self.table).get(&(method.clone(), domain.clone())).cloned() else { return false };
+        let task = {
+            let mut queue = lock(&process.queue);
+            queue.iter().position(|task| task.id == *id).and_then(|at| queue.remove(at))
+        };
+        let taken = task.is_some();
+        if taken {
+            Counters::remove(&self.counters.waiting);
+            process.pending.fetch_sub(1, Ordering::AcqRel);
+        }
+        taken
+    }
+
+    /// Asks the running order of a job to end, and answers the cancel `entry` once it has, or after `limit`.
+    pub(crate) fn end_running(self: &Arc<Self>, entry: Entry, job: JobId, order: OrderId, by: &str, limit: Duration) {
+        self.in_hand.cancel(&order, by);
+        let processes = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let in_time = tokio::select! {
+                biased;
+                // What it wanted ended is ended by the stop; the next start reports this cancel as interrupted.
+                () = processes.stop.cancelled() => return,
+                () = processes.in_hand.gone(&order) => true,
+                () = tokio::time::sleep(limit) => false,
+            };
+            processes.answer_cancel(entry, job, &order, in_time).await;
+        });
+    }
+
+    async fn answer_cancel(&self, mut entry: Entry, job: JobId, order: &OrderId, in_time: bool) {
+        let now = match self.journal.find(order) {
+            Ok(Some(target)) => target.history.state(),
+            _ => State::Running,
+        };
+        let ended = if in_time { State::Succeeded } else { State::Failed };
+        if !in_time {
+            entry.reason = Some(format!("the order of job {job} was told to end, and has not ended yet"));
+        }
+        entry.outcome = Some(cancel_outcome(job, State::Running, now));
+        if entry.history.push(ended, clock::now()).is_err() {
+            return;
+        }
+        while let Err(error) = self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await {
+            if self.complain(&error).await.is_none() {
+                return;
+            }
+        }
+        self.recover();
+        self.outbox.report(&entry).await;
     }
 
     /// Ends all processes: what runs is ended and becomes `interrupted`, what waits stays in the journal.
@@ -170,23 +239,27 @@ impl Processes {
             last_error: None,
             since: clock::now(),
         };
-        // Unbounded by itself: intake bounds how many orders may wait in all.
-        let (queue, tasks) = mpsc::unbounded_channel();
-        let process = Arc::new(Process { status: Mutex::new(status), queue, pending: AtomicUsize::new(0) });
+        let process = Arc::new(Process {
+            status: Mutex::new(status),
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            pending: AtomicUsize::new(0),
+        });
         let (processes, own) = (Arc::clone(self), Arc::clone(&process));
-        self.tasks.spawn(async move { processes.handle(&own, tasks).await });
+        self.tasks.spawn(async move { processes.handle(&own).await });
         process
     }
 
-    async fn handle(self: &Arc<Self>, process: &Process, mut tasks: mpsc::UnboundedReceiver<Task>) {
+    async fn handle(self: &Arc<Self>, process: &Process) {
         loop {
-            let task = tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return,
-                task = tasks.recv() => match task {
-                    Some(task) => task,
-                    None => return,
-                },
+            if self.stop.is_cancelled() {
+                return;
+            }
+            let Some(task) = lock(&process.queue).pop_front() else {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = process.wake.notified() => continue,
+                }
             };
             let entry = match task.begun {
                 Some(entry) => Some(*entry),
@@ -198,6 +271,7 @@ impl Processes {
             if let Some(entry) = entry {
                 self.run_one(process, entry).await;
             }
+            self.in_hand.end(&task.id);
             process.pending.fetch_sub(1, Ordering::AcqRel);
             drop(task.place);
         }
@@ -205,9 +279,17 @@ impl Processes {
 
     /// Journals that a waiting order runs now.
     async fn begin(&self, id: &OrderId) -> Option<Entry> {
+        let mut cloned = self.cloned.clone();
+        tokio::select! {
+            () = self.stop.cancelled() => return None,
+            alone = cloned.wait_for(Option::is_none) => drop(alone.ok()?),
+        }
+        // Cancelled or superseded while it waited.
+        if !self.in_hand.begin(id).await {
+            return None;
+        }
         loop {
             let begun = match self.journal.find(id) {
-                // Cancelled or superseded while it waited.
                 Ok(Some(entry)) if entry.history.state() != State::Delivered => return None,
                 Ok(None) => return None,
                 Ok(Some(mut entry)) => match entry.history.push(State::Running, clock::now()) {
@@ -250,10 +332,12 @@ impl Processes {
             Err(error) => (Ended::failed(error.to_string()), false),
             Ok(order) => self.execute(order, body, output.clone()).await,
         };
-        let ended = if ended.state == State::Cancelled && self.stop.is_cancelled() {
-            Ended { state: State::Interrupted, reason: Some("the agent was stopped while it ran".into()), ..ended }
-        } else {
-            ended
+        let ended = match self.in_hand.cancelled_by(&entry.id) {
+            by @ Some(_) if ended.state == State::Cancelled => Ended { reason: by, ..ended },
+            None if ended.state == State::Cancelled && self.stop.is_cancelled() => {
+                Ended { state: State::Interrupted, reason: Some("the agent was stopped while it ran".into()), ..ended }
+            }
+            _ => ended,
         };
         // The states that `Ended` can hold all follow `running`.
         if entry.history.push(ended.state, clock::now()).is_err() {
@@ -301,7 +385,7 @@ impl Processes {
             Err(reason) => return (Ended::failed(reason), false),
         };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
-        let (processes, cancel) = (Arc::clone(self), self.stop.child_token());
+        let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));
         let mut output = output;
         let mut handler = tokio::spawn(async move {
             let identity = Arc::clone(&processes.identity);
@@ -325,6 +409,12 @@ impl Processes {
             }
         }
     }
+}
+
+/// What a cancel answers.
+pub(crate) fn cancel_outcome(job: JobId, found: State, now: State) -> Outcome {
+    // Three words always make JSON.
+    Outcome { data: serde_json::to_value(Cancelled { job, found, now }).ok(), ..Outcome::default() }
 }
 
 fn set_state(process: &Process, state: &str) {

@@ -5,7 +5,7 @@ use message::{NodeName, OutputSubject, Reply, ReplySubject, WIRE_VERSION, reply:
 use journal::Entry;
 
 /// The reply that tells all that is known of `entry`.
-pub(crate) fn reply(entry: &Entry, node: &NodeName) -> Reply {
+pub(crate) fn reply(entry: &Entry, node: &NodeName, clock_error_ms: Option<i64>) -> Reply {
     Reply {
         v: WIRE_VERSION,
         kind: ReplyKind::Reply,
@@ -18,6 +18,7 @@ pub(crate) fn reply(entry: &Entry, node: &NodeName) -> Reply {
         history: entry.history.clone(),
         reason: entry.reason.clone(),
         outcome: entry.outcome.clone(),
+        clock_error_ms,
     }
 }
 

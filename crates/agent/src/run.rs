@@ -13,13 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::counters::Counters;
-use crate::intake::{Intake, PLACES};
+use crate::fleettime::FleetTime;
+use crate::intake::{Held, Intake, PLACES};
 use crate::options::{AgentError, Options};
 use crate::outbox::Outbox;
+use crate::past::Past;
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
 use crate::source::{self, FileSource};
 use crate::trust::Trusted;
+use crate::twin;
 
 /// Between two pings of an idle link.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,6 +47,8 @@ pub(crate) struct Identity {
     /// The present run.
     pub(crate) boot: InstanceId,
     pub(crate) started: Instant,
+    /// The broker's clock, beside this machine's.
+    pub(crate) time: FleetTime,
 }
 
 /// Runs an agent until it is cancelled or cannot go on.
@@ -58,13 +63,20 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
-    let identity =
-        Arc::new(Identity { me, pair, instance: opened.instance, boot: clock::instance_id(), started: Instant::now() });
+    let identity = Arc::new(Identity {
+        me,
+        pair,
+        instance: opened.instance,
+        boot: clock::instance_id(),
+        started: Instant::now(),
+        time: FleetTime::default(),
+    });
     let interrupted = recover(&journal, &opened).await?;
     let bus = connect(&options, credentials).await?;
     let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
     let (degraded, degraded_seen) = watch::channel(None);
+    let (cloned, cloned_seen) = watch::channel(None);
     let processes = Processes::new(
         journal.clone(),
         Arc::clone(&outbox),
@@ -72,6 +84,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         Arc::clone(&counters),
         options.state_dir.join("methods.d"),
         degraded.clone(),
+        cloned_seen.clone(),
     );
     tracing::info!(
         node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,
@@ -81,6 +94,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
+    let (revision, heard_floor) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut presence = Presence {
         bus: bus.clone(),
         identity: Arc::clone(&identity),
@@ -89,7 +103,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         degraded: degraded_seen,
         floor: Arc::clone(&floor),
         interval: options.life_sign_interval,
-        revision: 0,
+        seat: twin::seat(&options.state_dir),
+        dir: options.state_dir.clone(),
+        cloned,
+        twin_heard: None,
+        revision: Arc::clone(&revision),
+        heard_floor: Arc::clone(&heard_floor),
     };
     start_default_processes(&processes);
     presence.claim(&cancel).await?;
@@ -99,7 +118,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
     let places = Arc::new(Semaphore::new(PLACES));
-    resume(&processes, &places, &opened.unsettled);
+    let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let ready = Arc::new(Notify::new());
@@ -154,6 +173,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         noted: std::collections::BTreeSet::new(),
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
+        cloned: cloned_seen,
+        past: Past::new(revision, heard_floor),
+        held: Some(resumed),
     };
     {
         let stop = stop.clone();
@@ -161,7 +183,10 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     }
     {
         let (stop, presence) = (stop.clone(), Arc::clone(&presence));
-        tasks.spawn(async move { ("life signs", presence.lock().await.run(stop).await) });
+        tasks.spawn(async move {
+            presence.lock().await.run(stop).await;
+            ("life signs", Ok(()))
+        });
     }
 
     let ended = tokio::select! {
@@ -172,9 +197,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     processes.stop(STOP_LIMIT).await;
     outbox.drain(DRAIN_LIMIT).await;
     while tasks.join_next().await.is_some() {}
-    if !matches!(ended, Err(AgentError::Displaced { .. })) {
-        presence.lock().await.goodbye().await;
-    }
+    presence.lock().await.goodbye().await;
     bus.close().await;
     ended
 }
@@ -238,16 +261,23 @@ async fn recover(journal: &Journal, opened: &Opened) -> Result<usize, AgentError
     Ok(count)
 }
 
-/// What was delivered and has not begun runs now, in the order of the broker's stream.
-fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entry]) {
+/// What was delivered and has not begun runs next, in the order of the broker's stream: as soon as the first catch-up
+/// has told what was cancelled or superseded meanwhile.
+fn resume(processes: &Arc<Processes>, places: &Arc<Semaphore>, unsettled: &[Entry]) -> Vec<Held> {
+    let mut held = Vec::new();
     for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Delivered) {
         // There are no more of them than there were places.
         let place = Arc::clone(places).try_acquire_owned().ok();
         match processes.claim(&entry.method, &entry.domain) {
-            Ok(_) => processes.dispatch(&entry.method, &entry.domain, Task { id: entry.id, begun: None, place }),
+            Ok(_) => {
+                processes.in_hand().add(entry);
+                let task = Task { id: entry.id, begun: None, place };
+                held.push(Held { method: entry.method.clone(), domain: entry.domain.clone(), task });
+            }
             Err(reason) => tracing::error!(order = %entry.id, %reason, "a delivered order cannot be run"),
         }
     }
+    held
 }
 
 /// The processes that every node has, so that they are seen before their first order.

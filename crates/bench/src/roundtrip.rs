@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fleet::job::Gather;
-use fleet::{Node, OrderRequest};
+use fleet::{Node, OrderRequest, Terms};
 use message::{State, Token, order::DEFAULT_DOMAIN};
 use serde::Serialize;
 use serde_json::json;
@@ -109,7 +109,8 @@ struct Round {
 
 async fn once(system: &System, request: &OrderRequest, node: &Node) -> Result<Round, BenchError> {
     let begun = Instant::now();
-    let (_, mut follow) = system.fleet.order_and_follow(request, std::slice::from_ref(node), Gather::Keep).await?;
+    let nodes = std::slice::from_ref(node);
+    let (_, mut follow) = system.fleet.order_and_follow(request, nodes, &Terms::default(), Gather::Keep).await?;
     let placed = begun.elapsed();
     while !follow.view().settled() {
         if follow.next().await?.is_none() {

@@ -27,17 +27,17 @@ impl Bus {
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
     pub async fn kv_get(&self, bucket: &str, key: &str) -> Result<Option<Message>, BusError> {
-        let found = self.last_of(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{key}")).await?;
+        let found = self.last(&format!("KV_{bucket}"), &format!("$KV.{bucket}.{key}")).await?;
         Ok(found.filter(|message| !is_deletion(message)))
     }
 
-    /// The last message that a stream holds under a subject, read directly; `None` when there is none.
+    /// The last message that a stream holds on a subject.
     ///
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
-    pub async fn last_of(&self, stream: &str, subject: &str) -> Result<Option<Message>, BusError> {
-        let subject = format!("{}.DIRECT.GET.{stream}.{subject}", self.api_prefix);
-        let answer = self.request(&subject, Headers::new(), Bytes::new(), None).await?;
+    pub async fn last(&self, stream: &str, subject: &str) -> Result<Option<Message>, BusError> {
+        let call = format!("{}.DIRECT.GET.{stream}.{subject}", self.api_prefix);
+        let answer = self.request(&call, Headers::new(), Bytes::new(), None).await?;
         match answer.status.map(|status| status.as_u16()) {
             Some(404) => return Ok(None),
             Some(status) if status >= 300 => {

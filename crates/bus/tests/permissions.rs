@@ -252,11 +252,10 @@ async fn an_operator_may_not_destroy_streams_or_listen_to_others_answers() {
 }
 
 #[tokio::test]
-async fn a_station_neither_orders_nor_admits_nor_makes_policy() {
+async fn a_station_neither_admits_nor_makes_policy_and_sends_on_what_others_signed() {
     let world = World::start().await;
     let central = world.station("central").await;
     for subject in [
-        "in.ship1.command.shell.os",
         "$KV.NODES.ship1",
         "$KV.POLICY.current",
         "$KV.PRESENCE.ship1",
@@ -268,12 +267,14 @@ async fn a_station_neither_orders_nor_admits_nor_makes_policy() {
     }
     assert!(central.may_not_subscribe("_INBOX.>").await);
     assert!(central.may_not_subscribe("_INBOX_alice.>").await);
-    central.client.publish("ship1.command.shell.os", "an order under the plain subject".into()).await.unwrap();
+    assert_eq!(central.last("COMMANDS", ">").await, None);
+    // That it may publish an order proves nothing to a node, which asks who has signed it.
+    let ack = central.ask_json("ship1.command.shell.os", "an order that an operator signed").await;
+    assert_eq!(ack["stream"], "COMMANDS", "{ack}");
     for subject in ["$KV.PRESENCE.central", "$KV.JOBS.J1", "$KV.META.lease.rollouts", "alice.reply.JOB.central"] {
         let ack = central.ask_json(subject, "x").await;
         assert!(ack["seq"].is_u64(), "{subject}: {ack}");
     }
-    assert_eq!(central.last("COMMANDS", ">").await, None);
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ pub enum FleetError {
     /// The orders were stored, but not all could be sent.
     #[error(
         "job {job} is stored, but {unsent} of its {targets} orders were not taken by the broker: {reason}. \
-         `steward job resume {job}` sends the rest; no node runs an order twice"
+         A running station sends the rest within two minutes; no node runs an order twice"
     )]
     NotAllSent {
         /// The job.

@@ -16,14 +16,15 @@ use serde::Serialize;
 use crate::connection::Fleet;
 use crate::error::FleetError;
 use crate::nodes::Node;
-use crate::order::{OrderRequest, PlacedJob};
+use crate::order::{OrderRequest, PlacedJob, Terms};
 use feed::{Feed, Live};
 pub use progress::NodeProgress;
+pub(crate) use stored::{StoredJob, open_record};
 use view::Arrival;
 pub use view::JobView;
 
 /// The stream of answers and output.
-const REPLIES: &str = "REPLIES";
+pub(crate) const REPLIES: &str = "REPLIES";
 
 /// One of the two output streams of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -146,6 +147,9 @@ pub struct JobSummary {
     pub targets: u32,
     /// How many of them are in each state.
     pub counts: BTreeMap<State, u32>,
+    /// The job that this one repeats for some of its nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<JobId>,
 }
 
 impl Fleet {
@@ -157,19 +161,24 @@ impl Fleet {
         Follow::open(self, self.stored_job(job).await?.view(gather), gather).await
     }
 
-    /// Orders, and follows from before the first order has left.
+    /// Orders under terms, and follows from before the first order has left.
     ///
     /// # Errors
-    /// As [`Fleet::order`].
+    /// As [`Fleet::order_under`].
     pub async fn order_and_follow(
         &self,
         request: &OrderRequest,
         targets: &[Node],
+        terms: &Terms,
         gather: Gather,
     ) -> Result<(PlacedJob, Follow), FleetError> {
-        let job = bus::clock::job_id(bus::clock::now());
+        let job = self.job_under(terms)?;
         let live = Live::open(self.bus(), filters(&job, gather)).await?;
-        let placed = self.order_as(job, request, targets).await?;
+        let placed = self.order_as(&job, request, targets, terms).await?;
+        if placed.known {
+            let follow = self.follow_placed(&placed, gather).await?;
+            return Ok((placed, follow));
+        }
         let view = JobView::new(placed.record.clone(), &placed.expected, placed.max_output, gather);
         let follow = Follow { messages: Feed::Live(Box::new(live)), view, updates: VecDeque::new() };
         Ok((placed, follow))

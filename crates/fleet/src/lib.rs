@@ -26,4 +26,4 @@ pub use error::FleetError;
 pub use events::{EventFilter, EventLine, Events, Since};
 pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
 pub use nodes::{FleetView, Node, Selection};
-pub use order::{OrderRequest, PlacedJob};
+pub use order::{CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};

@@ -5,14 +5,19 @@
 //! twice. When all orders of a job with several targets are with the broker, key `<job>.sent` says so; a job for one
 //! node does without, to save the write.
 
+mod again;
+mod finish;
+mod once;
 mod pack;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bus::kv::JOBS;
 use bus::{BusError, Headers, clock};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use message::job::chunk_key;
 use message::{JobId, JobRecord, NodeName, OrderId, PublicKey, Seal, SealedOrder, Subject, Token};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -20,6 +25,8 @@ use tokio::time::Instant;
 use crate::connection::Fleet;
 use crate::error::FleetError;
 use crate::nodes::Node;
+pub use again::{CancelPlan, RETRIED, RetryPlan};
+pub use finish::Finished;
 pub(crate) use pack::sha256;
 use pack::{Packed, Plan};
 
@@ -53,6 +60,17 @@ pub struct OrderRequest {
     pub max_output: u64,
 }
 
+/// Under which terms something is ordered. None, usually.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// Of the orders that wait at a node under this key, only the newest is to run.
+    pub supersede: Option<Token>,
+    /// The job that this one repeats for some of its nodes.
+    pub retry_of: Option<JobId>,
+    /// Ordered once, however often it is asked for under this key.
+    pub idempotency_key: Option<String>,
+}
+
 /// One entry of a job's frozen list: who must answer, signing with which key, to which order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
@@ -76,6 +94,8 @@ pub struct PlacedJob {
     pub record: JobRecord,
     /// For whom it is.
     pub targets: Vec<NodeName>,
+    /// Whether it had been ordered before, under the same idempotency key.
+    pub known: bool,
     pub(crate) expected: Vec<Expected>,
     pub(crate) max_output: u64,
 }
@@ -87,20 +107,48 @@ impl Fleet {
     /// [`FleetError::Usage`] when it is too large or its times make no sense: nothing is stored then;
     /// [`FleetError::NotAllSent`] when it is stored but the broker went away meanwhile.
     pub async fn order(&self, request: &OrderRequest, targets: &[Node]) -> Result<PlacedJob, FleetError> {
-        self.order_as(clock::job_id(clock::now()), request, targets).await
+        self.order_under(request, targets, &Terms::default()).await
+    }
+
+    /// The same under terms.
+    ///
+    /// # Errors
+    /// As [`Fleet::order`]; [`FleetError::Usage`] also when something else was ordered under the idempotency key.
+    pub async fn order_under(
+        &self,
+        request: &OrderRequest,
+        targets: &[Node],
+        terms: &Terms,
+    ) -> Result<PlacedJob, FleetError> {
+        self.order_as(&self.job_under(terms)?, request, targets, terms).await
+    }
+
+    /// The id of the next job under these terms.
+    pub(crate) fn job_under(&self, terms: &Terms) -> Result<JobId, FleetError> {
+        match &terms.idempotency_key {
+            None => Ok(clock::job_id(clock::now())),
+            Some(key) => once::job_of_key(key, &self.key()),
+        }
     }
 
     pub(crate) async fn order_as(
         &self,
-        job: JobId,
+        job: &JobId,
         request: &OrderRequest,
         targets: &[Node],
+        terms: &Terms,
     ) -> Result<PlacedJob, FleetError> {
         check(request, targets)?;
         let by = self.signing_operator()?;
         let created = clock::now();
         let from = self.context().node.clone();
-        let plan = Plan { request: request.clone(), job, from, by, created };
+        if let Some(key) = &terms.idempotency_key
+            && let Some(placed) = self.ordered_before(job, key, request, targets, terms).await?
+        {
+            return Ok(placed);
+        }
+        let plan = Plan { request: request.clone(), terms: terms.clone(), job: job.clone(), from, by, created };
+        let all = targets;
         let mut known = std::collections::HashSet::new();
         let targets: Vec<_> = targets
             .iter()
@@ -116,16 +164,57 @@ impl Fleet {
                 .await
                 .map_err(|error| FleetError::signing(&error))??
         };
-        self.store(&packed).await?;
+        match (self.store(&packed).await, &terms.idempotency_key) {
+            // Somebody else with the same key was faster.
+            (Err(FleetError::Bus(BusError::Conflict { what })), Some(key)) => {
+                let placed = self.ordered_before(job, key, request, all, terms).await?;
+                return placed.ok_or(FleetError::Bus(BusError::Conflict { what }));
+            }
+            (stored, _) => stored?,
+        }
         let expected: Vec<Expected> = packed.orders.iter().map(Expected::from).collect();
         self.fan_out(&packed.record, &packed.seal.key, packed.orders).await?;
         Ok(PlacedJob {
             job: packed.record.job.clone(),
             targets: expected.iter().map(|expected| expected.node.clone()).collect(),
             record: packed.record,
+            known: false,
             expected,
             max_output: request.max_output,
         })
+    }
+
+    /// The job that was ordered before under an idempotency key, if there is one; sees to it that its orders are sent.
+    async fn ordered_before(
+        &self,
+        job: &JobId,
+        key: &str,
+        request: &OrderRequest,
+        targets: &[Node],
+        terms: &Terms,
+    ) -> Result<Option<PlacedJob>, FleetError> {
+        let Some(message) = self.bus().kv_get(JOBS, job.as_str()).await? else { return Ok(None) };
+        let stored = self.open_job(&message).await?;
+        let targets: BTreeSet<NodeName> = targets.iter().map(|node| node.name().clone()).collect();
+        if let Some(difference) = once::difference(&stored, &self.key(), request, terms, &targets)? {
+            return Err(FleetError::usage(format!(
+                "under the idempotency key {key:?} job {job} was ordered before, with {difference}: give another key to \
+                 order something else, or the same command to go on with that job"
+            )));
+        }
+        let expected: Vec<Expected> = stored.orders.iter().map(Expected::from).collect();
+        let record = stored.record.clone();
+        if record.targets == 1 || !self.is_marked_sent(job).await? {
+            self.fan_out(&stored.record, &stored.signer, stored.orders).await?;
+        }
+        Ok(Some(PlacedJob {
+            job: record.job.clone(),
+            targets: expected.iter().map(|expected| expected.node.clone()).collect(),
+            record,
+            known: true,
+            expected,
+            max_output: request.max_output,
+        }))
     }
 
     /// Sends the orders of a stored job again; those that arrived before do no harm. Returns how many were sent.
@@ -142,9 +231,9 @@ impl Fleet {
     async fn store(&self, packed: &Packed) -> Result<(), FleetError> {
         let deadline = Instant::now() + PATIENCE;
         let job = &packed.record.job;
-        let mut chunks = stream::iter(packed.chunks.iter().enumerate())
-            .map(|(index, chunk)| async move {
-                let key = format!("{job}.chunk.{index}");
+        let mut chunks = stream::iter(&packed.chunks)
+            .map(|chunk| async move {
+                let key = chunk_key(job, &sha256(chunk));
                 retrying(deadline, || self.bus().kv_put(JOBS, &key, chunk.clone(), None)).await
             })
             .buffer_unordered(CHUNKS_IN_FLIGHT_MAX);

@@ -25,6 +25,9 @@ pub struct Entry {
     pub domain: Token,
     /// Until when it could be replayed, as far as its own words go.
     pub expires: Timestamp,
+    /// The key under which it supersedes, and is superseded while it waits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub supersede: Option<Token>,
     /// What happened to it.
     pub history: History,
     /// Why, where the state needs a reason.
@@ -53,6 +56,30 @@ impl Entry {
     pub fn is_forgettable(&self, watermark: Timestamp) -> bool {
         self.is_settled() && self.expires.plus(RETENTION_AFTER_EXPIRY) < watermark
     }
+}
+
+/// A job that was cancelled before its order arrived: when it does, it ends `cancelled`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The job.
+    pub job: JobId,
+    /// Until when its order may still be picked up at the latest.
+    pub until: Timestamp,
+    /// Who cancelled it, in words.
+    pub reason: String,
+}
+
+/// The newest order that was taken under a key: an older one that arrives later is superseded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Newest {
+    /// The key.
+    pub key: Token,
+    /// The order's sequence in the broker's stream.
+    pub sequence: u64,
+    /// Its job.
+    pub job: JobId,
+    /// Until when older ones may still be picked up at the latest.
+    pub until: Timestamp,
 }
 
 /// A piece of output that the broker has not confirmed.

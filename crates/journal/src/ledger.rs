@@ -6,11 +6,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use message::{InstanceId, OrderId, Timestamp};
+use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use redb::{Database, Durability, WriteTransaction};
 
 use crate::disk::{Disk, LogFile};
-use crate::entry::{Entry, EventRow, OutputRow, SourcePosition};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
 use crate::error::JournalError;
 use crate::log::{self, LOG_BYTES};
 use crate::overlay::Overlay;
@@ -262,6 +262,21 @@ impl Reader {
             return Ok(Some(entry.clone()));
         }
         store::find(&*self.database()?, id)
+    }
+
+    pub(crate) fn find_job(&self, job: &JobId) -> Result<Option<Entry>, JournalError> {
+        if let Some(entry) = lock(&self.overlay).entries.values().find(|entry| entry.job == *job) {
+            return Ok(Some(entry.clone()));
+        }
+        store::find_job(&*self.database()?, job)
+    }
+
+    pub(crate) fn tombstone(&self, job: &JobId) -> Result<Option<Tombstone>, JournalError> {
+        store::tombstone(&*self.database()?, job)
+    }
+
+    pub(crate) fn newest(&self, key: &Token) -> Result<Option<Newest>, JournalError> {
+        store::newest(&*self.database()?, key)
     }
 
     pub(crate) fn unsettled(&self) -> Result<Vec<Entry>, JournalError> {

@@ -23,6 +23,6 @@ mod overlay;
 mod store;
 mod writer;
 
-pub use entry::{Entry, EventRow, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition};
+pub use entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone};
 pub use error::JournalError;
 pub use writer::{Cursor, Journal, Opened, Write};

@@ -125,7 +125,12 @@ pub(crate) fn encode(writes: &[Write]) -> Result<Option<Vec<u8>>, JournalError> 
                 payload.extend_from_slice(&number.to_le_bytes());
                 b's'
             }
-            Write::Epoch(_) | Write::Trust(_) | Write::Events { .. } | Write::EventSent { .. } => return Ok(None),
+            Write::Epoch(_)
+            | Write::Trust(_)
+            | Write::Tombstone(_)
+            | Write::Newest(_)
+            | Write::Events { .. }
+            | Write::EventSent { .. } => return Ok(None),
         };
         let Ok(length) = u32::try_from(payload.len() - at - 5) else { return Ok(None) };
         if let Some([first, rest @ ..]) = payload.get_mut(at..at + 5) {

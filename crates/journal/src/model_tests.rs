@@ -340,6 +340,7 @@ fn entry(id: OrderId, random: &mut Random) -> Entry {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         expires: Timestamp::from_ms(1_000),
+        supersede: None,
         history,
         reason: (random.below(3) == 0).then(|| "why".to_owned()),
         outcome: None,

@@ -1,10 +1,10 @@
 //! The tables and how values lie in them. Every function works inside one transaction of its caller.
 
-use message::{InstanceId, OrderId, Timestamp};
+use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 
-use crate::entry::{Entry, EventRow, OutputRow, SourcePosition};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone};
 use crate::error::JournalError;
 use crate::writer::{Cursor, Write};
 
@@ -18,6 +18,8 @@ const UNSETTLED: TableDefinition<'static, [u8; 16], ()> = TableDefinition::new("
 const OUTPUT: TableDefinition<'static, ([u8; 16], u32), Bytes> = TableDefinition::new("output");
 const EVENTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("events");
 const SOURCES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("sources");
+const TOMBSTONES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("tombstones");
+const NEWEST: TableDefinition<'static, &str, Bytes> = TableDefinition::new("newest");
 
 const INSTANCE: &str = "instance";
 const FLOOR: &str = "floor";
@@ -51,6 +53,8 @@ pub(crate) fn prepare(txn: &WriteTransaction, fresh: InstanceId) -> Result<Insta
     txn.open_table(OUTPUT).map_err(write_error)?;
     txn.open_table(EVENTS).map_err(write_error)?;
     txn.open_table(SOURCES).map_err(write_error)?;
+    txn.open_table(TOMBSTONES).map_err(write_error)?;
+    txn.open_table(NEWEST).map_err(write_error)?;
     let mut meta = txn.open_table(META).map_err(write_error)?;
     let known = meta.get(INSTANCE).map_err(read_error)?.map(|value| value.value().to_vec());
     match known {
@@ -89,6 +93,36 @@ pub(crate) fn find(db: &redb::Database, id: &OrderId) -> Result<Option<Entry>, J
     let txn = db.begin_read().map_err(read_error)?;
     let orders = txn.open_table(ORDERS).map_err(read_error)?;
     orders.get(id.as_bytes()).map_err(read_error)?.map(|value| decode(value.value())).transpose()
+}
+
+/// The order of a job. There is no index by job: it would cost every order a write, for the sake of a few cancels.
+/// Only what mentions the job is decoded, so that thousands are looked through in a moment.
+pub(crate) fn find_job(db: &redb::Database, job: &JobId) -> Result<Option<Entry>, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let orders = txn.open_table(ORDERS).map_err(read_error)?;
+    for row in orders.iter().map_err(read_error)? {
+        let (_, value) = row.map_err(read_error)?;
+        if std::str::from_utf8(value.value()).is_ok_and(|text| !text.contains(job.as_str())) {
+            continue;
+        }
+        let entry: Entry = decode(value.value())?;
+        if entry.job == *job {
+            return Ok(Some(entry));
+        }
+    }
+    Ok(None)
+}
+
+pub(crate) fn tombstone(db: &redb::Database, job: &JobId) -> Result<Option<Tombstone>, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let table = txn.open_table(TOMBSTONES).map_err(read_error)?;
+    table.get(job.as_str()).map_err(read_error)?.map(|value| decode(value.value())).transpose()
+}
+
+pub(crate) fn newest(db: &redb::Database, key: &Token) -> Result<Option<Newest>, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let table = txn.open_table(NEWEST).map_err(read_error)?;
+    table.get(key.as_str()).map_err(read_error)?.map(|value| decode(value.value())).transpose()
 }
 
 /// The orders that still need something done, in the order of the broker's stream.
@@ -170,7 +204,19 @@ pub(crate) fn prune(txn: &WriteTransaction, watermark: Timestamp) -> Result<usiz
     for key in &old {
         orders.remove(key).map_err(write_error)?;
     }
+    let outlived = |until: Timestamp| until.plus(RETENTION_AFTER_EXPIRY) < watermark;
+    forget(txn, TOMBSTONES, |bytes| decode::<Tombstone>(bytes).is_ok_and(|row| outlived(row.until)))?;
+    forget(txn, NEWEST, |bytes| decode::<Newest>(bytes).is_ok_and(|row| outlived(row.until)))?;
     Ok(old.len())
+}
+
+fn forget(
+    txn: &WriteTransaction,
+    table: TableDefinition<'static, &str, Bytes>,
+    is_old: impl Fn(&[u8]) -> bool,
+) -> Result<(), JournalError> {
+    let mut table = txn.open_table(table).map_err(write_error)?;
+    table.retain(|_, bytes| !is_old(bytes)).map_err(write_error)
 }
 
 /// Applies one write inside `txn`.
@@ -190,6 +236,11 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
         Write::Epoch(epoch) => {
             let mut heads = txn.open_table(HEADS).map_err(write_error)?;
             heads.retain(|_, _| false).map_err(write_error)?;
+            // Sequences of the old store would make every order of the new one look older than what was before.
+            let mut newest = txn.open_table(NEWEST).map_err(write_error)?;
+            newest.retain(|_, _| false).map_err(write_error)?;
+            drop((heads, newest));
+            untell(txn)?;
             put_meta(txn, FLOOR, &0_u64)?;
             put_meta(txn, EPOCH, epoch)
         }
@@ -203,6 +254,16 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
             let mut entry: Entry = decode(&bytes)?;
             entry.reported = entry.reported.max(*step);
             put_entry(txn, &entry)
+        }
+        Write::Tombstone(row) => {
+            let mut table = txn.open_table(TOMBSTONES).map_err(write_error)?;
+            table.insert(row.job.as_str(), encode(row)?.as_slice()).map_err(write_error)?;
+            Ok(())
+        }
+        Write::Newest(row) => {
+            let mut table = txn.open_table(NEWEST).map_err(write_error)?;
+            table.insert(row.key.as_str(), encode(row)?.as_slice()).map_err(write_error)?;
+            Ok(())
         }
         Write::Output(row) => {
             let mut table = txn.open_table(OUTPUT).map_err(write_error)?;
@@ -245,6 +306,21 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
             Ok(())
         }
     }
+}
+
+/// A new store has heard nothing: every end is to be told again.
+fn untell(txn: &WriteTransaction) -> Result<(), JournalError> {
+    let orders = txn.open_table(ORDERS).map_err(write_error)?;
+    let mut told = Vec::new();
+    for row in orders.iter().map_err(read_error)? {
+        let (_, value) = row.map_err(read_error)?;
+        let entry: Entry = decode(value.value())?;
+        if entry.reported > 0 {
+            told.push(Entry { reported: 0, ..entry });
+        }
+    }
+    drop(orders);
+    told.iter().try_for_each(|entry| put_entry(txn, entry))
 }
 
 fn put_meta<T: serde::Serialize>(txn: &WriteTransaction, name: &str, value: &T) -> Result<(), JournalError> {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use message::{InstanceId, OrderId, Timestamp};
+use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::disk::Directory;
-use crate::entry::{Entry, EventRow, OutputRow, SourcePosition};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
 use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
 
@@ -47,6 +47,10 @@ pub enum Write {
         /// The step.
         step: u32,
     },
+    /// A job was cancelled whose order has not arrived.
+    Tombstone(Tombstone),
+    /// The newest order of a key.
+    Newest(Newest),
     /// A piece of output to be sent later.
     Output(OutputRow),
     /// The broker has confirmed a piece of output.
@@ -168,6 +172,30 @@ impl Journal {
     /// [`JournalError`] when it cannot be read.
     pub fn find(&self, id: &OrderId) -> Result<Option<Entry>, JournalError> {
         self.reader.find(id)
+    }
+
+    /// The order of a job, if it has arrived. Reads all that is remembered: not for what happens often.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn find_job(&self, job: &JobId) -> Result<Option<Entry>, JournalError> {
+        self.reader.find_job(job)
+    }
+
+    /// Whether a job was cancelled before its order arrived.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn tombstone(&self, job: &JobId) -> Result<Option<Tombstone>, JournalError> {
+        self.reader.tombstone(job)
+    }
+
+    /// The newest order that was taken under a key.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn newest(&self, key: &Token) -> Result<Option<Newest>, JournalError> {
+        self.reader.newest(key)
     }
 
     /// Orders that still need something done, in the order of the broker's stream.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
 
-use journal::{Entry, EventRow, Journal, JournalError, OutputRow, SourcePosition, Write};
+use journal::{
+    Entry, EventRow, Journal, JournalError, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone, Write,
+};
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
 
 fn entry(number: u8, states: &[State]) -> Entry {
@@ -18,6 +20,7 @@ fn entry(number: u8, states: &[State]) -> Entry {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         expires: Timestamp::from_ms(1_000),
+        supersede: None,
         history,
         reason: None,
         outcome: None,
@@ -50,6 +53,33 @@ async fn what_was_committed_is_there_after_a_restart() {
     assert_eq!(opened.cursor.watermark, Timestamp::from_ms(99));
     assert_eq!(journal.find(&done.id).unwrap().unwrap().history.state(), State::Succeeded);
     assert_eq!(journal.find(&OrderId::from_bytes([9; 16])).unwrap(), None);
+}
+
+#[tokio::test]
+async fn tombstones_and_newest_orders_are_kept_until_nothing_older_can_come() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let (job, key) = (JobId::new(1, 9), Token::key("nightly").unwrap());
+    let until = Timestamp::from_ms(5_000);
+    let tombstone = Tombstone { job: job.clone(), until, reason: "cancelled".into() };
+    let newest = Newest { key: key.clone(), sequence: 7, job: job.clone(), until };
+    let waiting = entry(3, &[State::Delivered]);
+    let writes = vec![
+        Write::Tombstone(tombstone.clone()),
+        Write::Newest(newest.clone()),
+        Write::Entry(Box::new(waiting.clone())),
+    ];
+    journal.commit(writes).await.unwrap();
+    assert_eq!(journal.find_job(&waiting.job).unwrap(), Some(waiting));
+    assert_eq!(journal.find_job(&job).unwrap(), None, "only its tombstone is there");
+    journal.prune(until.plus(RETENTION_AFTER_EXPIRY)).await.unwrap();
+    assert_eq!(journal.tombstone(&job).unwrap(), Some(tombstone.clone()));
+    assert_eq!(journal.newest(&key).unwrap(), Some(newest));
+    journal.commit(vec![Write::Epoch("another store".into())]).await.unwrap();
+    assert_eq!(journal.newest(&key).unwrap(), None, "sequences of another store mean nothing");
+    assert_eq!(journal.tombstone(&job).unwrap(), Some(tombstone));
+    journal.prune(until.plus(RETENTION_AFTER_EXPIRY).plus(std::time::Duration::from_millis(1))).await.unwrap();
+    assert_eq!(journal.tombstone(&job).unwrap(), None);
 }
 
 /// The writer thread lets go of the file a moment after the last handle is dropped.

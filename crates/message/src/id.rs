@@ -24,7 +24,8 @@ pub enum IdError {
     },
 }
 
-/// The id of a job: a ULID (<https://github.com/ulid/spec>), 26 characters, sorted by the time of creation.
+/// The id of a job: a ULID (<https://github.com/ulid/spec>), 26 characters. It sorts by the time of creation, unless
+/// it was derived from an idempotency key: whoever lists jobs by age goes by their records.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct JobId(String);
@@ -33,6 +34,17 @@ impl JobId {
     /// The id for a job created at `ms` milliseconds after 1970, made unique by 80 of the bits of `random`.
     pub fn new(ms: u64, random: u128) -> Self {
         Self(ulid::Ulid::from_parts(ms, random).to_string())
+    }
+
+    /// The id that these 128 bits stand for: for jobs whose id follows from something else than the time.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(ulid::Ulid::from_bytes(bytes).to_string())
+    }
+
+    /// When the job was made, in milliseconds after 1970, as far as its id tells; anything, where it was derived from
+    /// an idempotency key.
+    pub fn ms(&self) -> u64 {
+        ulid::Ulid::from_string(&self.0).map_or(0, |id| id.timestamp_ms())
     }
 
     /// Accepts a job id in its canonical form: capital letters, no other alphabet.
@@ -145,7 +157,16 @@ mod tests {
     #[test]
     fn job_ids_sort_by_time() {
         assert!(JobId::new(1, u128::MAX) < JobId::new(2, 0));
+        assert_eq!(JobId::new(1_795_348_800_000, u128::MAX).ms(), 1_795_348_800_000);
         assert_eq!(JobId::new(1_795_348_800_000, 7).as_str().len(), 26);
+    }
+
+    #[test]
+    fn any_bits_make_a_job_id() {
+        for bytes in [[0; 16], [0xff; 16], [0x5a; 16]] {
+            let id = JobId::from_bytes(bytes);
+            assert_eq!(JobId::parse(id.to_string()), Ok(id));
+        }
     }
 
     #[test]

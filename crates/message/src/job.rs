@@ -15,6 +15,12 @@ use crate::time::Timestamp;
 /// The most bytes of signed orders in one chunk: well below the broker's payload limit of 1 MiB.
 pub const CHUNK_BYTES_MAX: usize = 640 * 1024;
 
+/// The key of a chunk in the bucket of jobs. It is named by what is in it, so that two clients that make the same job at
+/// the same time do not write over each other's chunks: the record that wins finds its own.
+pub fn chunk_key(job: &JobId, digest: &str) -> String {
+    format!("{job}.chunk.{}", digest.get(..32).unwrap_or(digest))
+}
+
 /// One signed order inside a chunk, with what is needed to send it without reading it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedOrder {
@@ -70,6 +76,9 @@ pub struct JobRecord {
     /// The only chunk, when it is small enough to travel with the record: one write then stores the job.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub inline: Option<String>,
+    /// The job that this one repeats for some of its nodes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_of: Option<JobId>,
 }
 
 /// The `kind` of a job's record.

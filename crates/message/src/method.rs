@@ -15,6 +15,31 @@ pub const HTTPGET: &str = "httpget";
 /// Lists the node's processes (message handlers); `steward ps`.
 pub const PROCESSES: &str = "processes";
 
+/// Takes back what a job has ordered; `steward job cancel`. Decided where orders are taken in, so that it never waits
+/// behind what it is to end.
+pub const CANCEL: &str = "cancel";
+/// The domain of what is about Steward itself, such as [`CANCEL`].
+pub const STEWARD_DOMAIN: &str = "steward";
+
+/// The arguments of [`CANCEL`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cancel {
+    /// The job whose order is taken back.
+    pub job: crate::id::JobId,
+}
+
+/// What [`CANCEL`] answers: how it found the order, and how the order stands now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// The job whose order was taken back.
+    pub job: crate::id::JobId,
+    /// `queued` means that the order had not arrived: when it does, it ends `cancelled`.
+    pub found: crate::state::State,
+    /// `cancelled`, unless it had ended before or ended by itself meanwhile.
+    pub now: crate::state::State,
+}
+
 /// The arguments of [`SHELLCOMMAND`]: exactly one of `argv`, `line` and `script`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -113,7 +113,7 @@ impl NodeName {
     }
 }
 
-/// A method or a domain: 1 to 64 characters of printable ASCII without space, tab, `.`, `*`, `>`, not starting with `$`.
+/// A method, a domain or a key: 1 to 64 characters of printable ASCII without space, tab, `.`, `*`, `>`, not starting with `$`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Token(String);
@@ -133,6 +133,14 @@ impl Token {
     /// [`NameError`] names the rule or the character that was broken.
     pub fn domain(token: impl Into<String>) -> Result<Self, NameError> {
         Self::named("domain", token.into())
+    }
+
+    /// Accepts `token` as a key, such as the one that orders supersede each other under.
+    ///
+    /// # Errors
+    /// [`NameError`] names the rule or the character that was broken.
+    pub fn key(token: impl Into<String>) -> Result<Self, NameError> {
+        Self::named("key", token.into())
     }
 
     fn named(what: &'static str, token: String) -> Result<Self, NameError> {

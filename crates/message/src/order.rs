@@ -61,6 +61,9 @@ pub struct Order {
     pub max_output_bytes: u64,
     /// What the method needs.
     pub args: Value,
+    /// Of the orders that wait at a node under one such key, only the newest is to run. Left out when not used.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub supersede: Option<Token>,
 }
 
 /// Why a signed body is not an order that this node may take.
@@ -202,12 +205,23 @@ pub(crate) mod tests {
             timeout_ms: 60_000,
             max_output_bytes: 1_048_576,
             args: serde_json::json!({"argv": ["uname", "-a"]}),
+            supersede: None,
         }
     }
 
     #[test]
     fn an_order_reads_back_as_written() {
         assert_eq!(Order::parse(&order().to_bytes().unwrap()), Ok(order()));
+    }
+
+    #[test]
+    fn a_key_to_supersede_under_is_part_of_the_order_and_absent_without_one() {
+        assert!(!String::from_utf8(order().to_bytes().unwrap()).unwrap().contains("supersede"));
+        let keyed = Order { supersede: Some(Token::key("nightly/config").unwrap()), ..order() };
+        assert_eq!(Order::parse(&keyed.to_bytes().unwrap()), Ok(keyed));
+        let mut body = serde_json::to_value(order()).unwrap();
+        body["supersede"] = serde_json::json!("two words");
+        assert!(Order::parse(&serde_json::to_vec(&body).unwrap()).is_err());
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub struct Reply {
     /// How it ended, once it has run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub outcome: Option<Outcome>,
+    /// By how many milliseconds the node's clock, which the history goes by, was ahead of the broker's when this was
+    /// said; absent where it is not known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub clock_error_ms: Option<i64>,
 }
 
 /// The `kind` of a reply's body.
@@ -149,6 +153,7 @@ mod tests {
             history,
             reason: None,
             outcome: None,
+            clock_error_ms: None,
         }
     }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use data_encoding::{BASE64, HEXLOWER};
 use message::event::{EventHead, EventRecord};
-use message::method::ShellCommand;
+use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::registry::{Condition, LifeSignKind, NodeKind};
 use message::reply::{OUTPUT_ORDER_HEADER, OUTPUT_SEQUENCE_HEADER, OUTPUT_STREAM_HEADER, ReplyKind};
 use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
@@ -86,6 +86,7 @@ fn order() -> Order {
         timeout_ms: 60_000,
         max_output_bytes: 1 << 20,
         args: serde_json::to_value(args).unwrap(),
+        supersede: None,
     }
 }
 
@@ -242,11 +243,25 @@ fn orders() -> Value {
     let conditional = format!("{{\"approvals\":2,{}", &String::from_utf8(json_bytes(&order())).unwrap()[1..]);
     let to_ship2 = Order { to: Addressee { name: name("ship2"), ..order().to }, ..order() };
     let to_other_key = Order { to: Addressee { key: PublicKey::of(&stranger()), ..order().to }, ..order() };
+    let keyed = Order { supersede: Some(Token::key("nightly").unwrap()), ..order() };
+    let mut ill_keyed = serde_json::to_value(&keyed).unwrap();
+    ill_keyed["supersede"] = json!("two words");
+    let cancel = Order {
+        method: Token::method(CANCEL).unwrap(),
+        domain: Token::domain(STEWARD_DOMAIN).unwrap(),
+        args: serde_json::to_value(Cancel { job: job() }).unwrap(),
+        job: JobId::new(NOON_MS.unsigned_abs(), 7),
+        ..order()
+    };
+    let cancel =
+        sealed_message(&cancel.subject().to_string(), Some(cancel.id.to_string()), &json_bytes(&cancel), &operator());
     let at_expiry = 60 * MINUTE_MS;
     let cases = [
         ("an operator's order", 0, signed(order()), "take"),
         ("the same, one millisecond before it expires", at_expiry - 1, signed(order()), "take"),
         ("the same, at the moment when it expires", at_expiry, signed(order()), "expired"),
+        ("takes the place of orders that wait under its key", 0, signed(keyed), "take"),
+        ("takes back the order of another job", 0, cancel, "take"),
         ("no headers at all", 0, bare, "unsigned"),
         ("a key, but no signature", 0, unsigned, "unsigned"),
         ("a seed in the place of the key", 0, no_key, "wrongly_signed"),
@@ -261,6 +276,7 @@ fn orders() -> Value {
         ("not an order", 0, payload("{}"), "malformed"),
         ("not JSON", 0, payload("uname -a"), "malformed"),
         ("has a field that this version does not know", 0, payload(&conditional), "malformed"),
+        ("its key to supersede under has a space", 0, payload(&ill_keyed.to_string()), "malformed"),
         ("is of another version of the wire", 0, signed(Order { v: 2, ..order() }), "malformed"),
         ("expires before it was created", 0, signed(Order { expires: noon_and(-1), ..order() }), "malformed"),
         ("an event in the place of a command", 0, signed(Order { kind: Kind::Event, ..order() }), "malformed"),
@@ -301,6 +317,7 @@ fn reply(states: &[State], reason: Option<&str>, outcome: Option<Outcome>) -> Va
         history,
         reason: reason.map(ToOwned::to_owned),
         outcome,
+        clock_error_ms: None,
     };
     sealed_message(&subject, Some(format!("{REPLY_ID}-{step}")), &json_bytes(&reply), &node())
 }

@@ -66,6 +66,7 @@ fn job(number: u64, method: &str, domain: &str, created_s: i64, counts: &[(State
         domain: Token::domain(domain).unwrap(),
         targets: counts.iter().map(|(_, count)| count).sum(),
         counts: counts.iter().copied().collect(),
+        retry_of: None,
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! In flow the broker's streams (nodes, life signs, jobs, replies, events); out flow a page, JSON and metrics. The
 //! station is never in the path of an order or an answer: stop it, and everything else works. It believes only what
-//! its writer has signed, keeps nothing on disk, and must never order, sign or decide.
+//! its writer has signed, keeps nothing on disk, and must never sign or decide. The one thing that it sends are orders
+//! as an operator has signed and stored them, when their client ended before it had sent them all (`finish`).
 //!
 //! Start reading at `run`; `watch` keeps the `view` (a pure fold), `status` tells how fresh it is, `http` shows it
 //! with the help of `page` and `metrics`.
 
 mod believe;
+mod finish;
 mod http;
 #[cfg(test)]
 mod made_up;
@@ -112,6 +114,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
     let stop = CancellationToken::new();
     let _at_the_latest = stop.clone().drop_guard();
     let mut watching = tokio::spawn(watch::keep(fleet.clone(), Arc::clone(&shared), stop.clone()));
+    let mut finishing = tokio::spawn(finish::keep(fleet.clone(), stop.clone()));
     let mut serving = tokio::spawn(http::serve(listener, http::Site::new(shared), stop.clone()));
     if let Some(path) = &http_addr_file
         && let Err(source) = write_address(path, address)
@@ -125,6 +128,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
         biased;
         () = cancel.cancelled() => None,
         ended = &mut watching => Some(("the watcher", ended)),
+        ended = &mut finishing => Some(("the finisher of jobs", ended)),
         ended = &mut serving => Some(("the HTTP server", ended)),
     };
     stop.cancel();
@@ -137,7 +141,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
             Err(StationError::Broken { reason: format!("{part}: {reason}") })
         }
         None => {
-            let _ = tokio::join!(watching, serving); // they were told to end, and have no more to say
+            let _ = tokio::join!(watching, finishing, serving); // they were told to end, and have no more to say
             Ok(())
         }
     };

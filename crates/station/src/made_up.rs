@@ -77,5 +77,6 @@ pub(crate) fn job(counts: &[(State, u32)]) -> JobSummary {
         domain: Token::domain("operatingsystem").unwrap(),
         targets: counts.iter().map(|(_, count)| count).sum(),
         counts: counts.iter().copied().collect(),
+        retry_of: None,
     }
 }

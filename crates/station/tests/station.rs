@@ -176,6 +176,7 @@ impl PlayedNode {
             node: self.name.clone(),
             instance: InstanceId::from_bytes([1; 16]),
             boot: InstanceId::from_bytes([2; 16]),
+            seat: None,
             condition: Condition::Up,
             reason: None,
             interval_ms: 60_000,
@@ -215,6 +216,7 @@ impl PlayedNode {
             history,
             reason: None,
             outcome: Some(Outcome::default()),
+            clock_error_ms: None,
         };
         let bytes = Bytes::from(serde_json::to_vec(&reply).unwrap());
         let headers = Headers::from(clock::message_id()).sealed(&Seal::over(&bytes, signer).unwrap());

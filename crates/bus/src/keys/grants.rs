@@ -61,7 +61,7 @@ const OPERATOR_PUBLISHES: [&str; 6] =
     ["in.*.command.*.*", "in.*.event.*.*", "$KV.NODES.*", "$KV.JOBS.>", "$KV.POLICY.*", "$JS.FC.>"];
 
 /// What a station may publish, besides [`READS`] and [`BOOT_MARK`]: as a node among others it reports and answers,
-/// as a station it keeps the state of jobs and its lease. It neither orders nor admits nodes nor makes policy.
+/// as a station it keeps the state of jobs and its lease. It neither signs orders nor admits nodes nor makes policy.
 const STATION_PUBLISHES: [&str; 7] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
@@ -72,9 +72,10 @@ const STATION_PUBLISHES: [&str; 7] = [
     "$JS.FC.>",
 ];
 
-/// Whether stations may publish orders that an operator has signed (to finish a fan-out that broke off). They could
-/// not forge one either way: nodes verify the signature.
-pub const STATION_MAY_FAN_OUT: bool = false;
+/// Whether stations may publish orders that an operator has signed, to finish a fan-out that broke off. It gives them
+/// no say in what is ordered: a node verifies the operator's signature over the whole order, runs one order once, and
+/// discards what a station might make up (and a station that floods is no worse than one that floods events).
+pub const STATION_MAY_FAN_OUT: bool = true;
 
 /// What a fan-out takes.
 const FAN_OUT: [&str; 1] = ["in.*.command.*.*"];

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fleet::{JobSummary, JobView};
+use message::method::Cancelled;
 use message::{History, JobRecord, Outcome, State, Timestamp};
 
 use super::paint::{Paint, tame};
@@ -37,6 +38,17 @@ pub(crate) fn standings(view: &JobView) -> Vec<Standing<'_>> {
         .collect();
     standings.sort_by(|a, b| natural(a.name, b.name));
     standings
+}
+
+/// What a cancel did at a node.
+pub(crate) fn cancelled(cancelled: &Cancelled) -> String {
+    match (cancelled.found, cancelled.now) {
+        (State::Queued, _) => "had not arrived: it ends as cancelled when it does".to_owned(),
+        (State::Delivered, now) => format!("waited: {now}, and never began"),
+        (State::Running, State::Cancelled) => "was running: ended, and cancelled".to_owned(),
+        (State::Running, now) => format!("was running: it is {now}"),
+        (_, now) => format!("had ended: {now}"),
+    }
 }
 
 /// `2 succeeded, 1 queued`.
@@ -148,7 +160,10 @@ pub(crate) fn list(jobs: &[JobSummary], now: Timestamp) -> Table {
             Cell::from(job.job.to_string()),
             Cell::from(time::ago(now.since(job.created_at))),
             Cell::from(tame(&job.by)),
-            Cell::from(what(job.method.as_str(), job.domain.as_str())),
+            Cell::from(match &job.retry_of {
+                Some(of) => format!("{}, retry of {of}", what(job.method.as_str(), job.domain.as_str())),
+                None => what(job.method.as_str(), job.domain.as_str()),
+            }),
             Cell::from(job.targets.to_string()),
             Cell::painted(counts_text(&job.counts), worst.map_or(Paint::Plain, Paint::of_state)),
         ]);
@@ -181,6 +196,9 @@ pub(crate) fn head(record: &JobRecord, counts: &BTreeMap<State, u32>, now: Times
         format!("{} ({}) by {}", time::local(record.created), time::ago(now.since(record.created)), tame(&record.by)),
     );
     field("what", what(record.method.as_str(), record.domain.as_str()));
+    if let Some(of) = &record.retry_of {
+        field("retry of", of.to_string());
+    }
     if let Some(args) = &record.args {
         field("args", shortened(&tame(&args.to_string()), 300));
     }
@@ -272,6 +290,7 @@ mod tests {
             targets,
             chunks: Vec::new(),
             inline: None,
+            retry_of: None,
         }
     }
 

@@ -1,13 +1,18 @@
 //! `steward job`: what was ordered, and how it stands.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bus::clock;
 use clap::Subcommand;
-use fleet::{Gather, JobView};
+use fleet::{CancelPlan, Fleet, Gather, JobView, PlacedJob, RETRIED, Terms};
+use message::method::Cancelled;
+use message::{NodeName, Pattern, State};
+use serde_json::json;
+use tokio::time::Instant;
 
 use super::bounded;
-use super::run::watch_stored;
+use super::run::{Waiting, place_and_wait, watch_stored};
 use crate::args::{Format, duration};
 use crate::exit::Exit;
 use crate::render::job as text;
@@ -18,7 +23,8 @@ use crate::session::Session;
 ///
 /// A JOB is a job's id, the beginning of one that is unique, or `last`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steward job ls\n  steward job show last\n  steward job watch last")]
+#[command(after_help = "Examples:\n  steward job ls\n  steward job show last\n  steward job watch last\n  \
+        steward job cancel last\n  steward job retry last")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -50,6 +56,46 @@ enum Verb {
         #[arg(long, value_name = "DUR", value_parser = duration)]
         wait: Option<Duration>,
     },
+    /// Take back what has not ended: what waits never begins, what runs is ended
+    ///
+    /// A node that is away is told as soon as it is back, before it runs what it missed. What had ended stays as it
+    /// is. The cancel is a job of its own. Exit codes: 0 every node has answered; 4 at least one has not yet; 3 at
+    /// least one could not end what runs; 5 the job is for no such node.
+    #[command(after_help = "Examples:\n  steward job cancel last\n  steward job cancel last '*' --detach")]
+    Cancel {
+        /// Its id, the beginning of it, or `last`
+        job: String,
+        /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
+        target: Option<String>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Order it again for the nodes where it did not succeed
+    ///
+    /// As it was: the same method, arguments and limits, for the nodes that failed, timed out, were interrupted, let it
+    /// expire, rejected it, or have not answered. Where they have not answered, the old order is cancelled first, so
+    /// that nothing runs twice. Exit codes are those of `steward run`.
+    #[command(
+        after_help = "Examples:\n  steward job retry last\n  steward job retry last '*' --state failed,timed_out"
+    )]
+    Retry {
+        /// Its id, the beginning of it, or `last`
+        job: String,
+        /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
+        target: Option<String>,
+        /// Only where it stands at one of these states
+        #[arg(long, value_name = "STATE,…", value_delimiter = ',', value_parser = state)]
+        state: Vec<State>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+fn state(text: &str) -> Result<State, String> {
+    State::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+        let known: Vec<&str> = State::ALL.iter().map(|state| state.as_str()).collect();
+        format!("there is no state {text:?}; there are {}", known.join(", "))
+    })
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
@@ -58,7 +104,121 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Ls { limit: count } => bounded(limit, ls(session, count)).await,
         Verb::Show { job } => bounded(limit, show(session, &job)).await,
         Verb::Watch { job, wait } => Box::pin(watch(session, &job, wait.into_iter().chain(limit).min())).await,
+        Verb::Cancel { job, target, waiting } => {
+            let waiting = bounded_by(limit, waiting);
+            Box::pin(cancel(session, &job, target.as_deref(), waiting)).await
+        }
+        Verb::Retry { job, target, state, waiting } => {
+            let waiting = bounded_by(limit, waiting);
+            Box::pin(retry(session, &job, target.as_deref(), state, waiting)).await
+        }
     }
+}
+
+/// `--timeout` is how long the verb may take.
+fn bounded_by(limit: Option<Duration>, waiting: Waiting) -> Waiting {
+    let wait = if waiting.detach { None } else { waiting.wait.into_iter().chain(limit).min() };
+    Waiting { wait, ..waiting }
+}
+
+fn patterns(target: Option<&str>) -> anyhow::Result<Vec<Pattern>> {
+    Ok(target.map(Pattern::parse_list).transpose()?.unwrap_or_default())
+}
+
+async fn cancel(session: &mut Session, job: &str, target: Option<&str>, waiting: Waiting) -> anyhow::Result<Exit> {
+    let of = patterns(target)?;
+    let fleet = session.connect().await?;
+    let job = fleet.find_job(job).await?;
+    let CancelPlan { request, nodes, notes, meant } = fleet.plan_cancel(&job, &of).await?;
+    notes.iter().for_each(|note| session.out.note(note));
+    if nodes.is_empty() {
+        if session.out.is_json() {
+            session.out.json(&json!({"cancels": job, "targets": 0, "counts": {}, "nodes": {}}))?;
+        }
+        session.out.note(format!("nothing is left to cancel of job {job}: none of its {meant} nodes has it open"));
+        return Ok(Exit::Success);
+    }
+    place_and_wait(session, &fleet, &request, &nodes, &Terms::default(), waiting).await
+}
+
+async fn retry(
+    session: &mut Session,
+    job: &str,
+    target: Option<&str>,
+    states: Vec<State>,
+    waiting: Waiting,
+) -> anyhow::Result<Exit> {
+    let of = patterns(target)?;
+    let states: BTreeSet<State> = if states.is_empty() { RETRIED.into() } else { states.into_iter().collect() };
+    let fleet = session.connect().await?;
+    let job = fleet.find_job(job).await?;
+    let mut plan = fleet.plan_retry(&job, &of, &states).await?;
+    plan.notes.iter().for_each(|note| session.out.note(note));
+    if !plan.open.is_empty() {
+        let done = cancel_first(session, &fleet, &job, &plan.open).await?;
+        plan.nodes.retain(|node| !done.contains(node.name()));
+    }
+    if plan.nodes.is_empty() {
+        if session.out.is_json() {
+            session.out.json(&json!({"retry_of": job, "targets": 0, "counts": {}, "nodes": {}}))?;
+        }
+        session.out.note(format!("nothing is left to do again of job {job}"));
+        return Ok(Exit::Success);
+    }
+    place_and_wait(session, &fleet, &plan.request, &plan.nodes, &plan.terms, waiting).await
+}
+
+/// How long nodes may take to say what became of what they are to run no more.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+/// The same for nodes that are not there.
+const ABSENT_WAIT: Duration = Duration::from_secs(1);
+
+/// Takes back the old orders of nodes that have not answered. Returns those that turn out to have succeeded meanwhile.
+async fn cancel_first(
+    session: &mut Session,
+    fleet: &Fleet,
+    job: &message::JobId,
+    open: &BTreeSet<NodeName>,
+) -> anyhow::Result<BTreeSet<NodeName>> {
+    let of: Vec<Pattern> = open.iter().cloned().map(Pattern::Name).collect();
+    let CancelPlan { request, nodes, .. } = fleet.plan_cancel(job, &of).await?;
+    if nodes.is_empty() {
+        // All of them have ended since they were looked at; how, nobody has asked yet.
+        anyhow::bail!("job {job} is ending at this moment: see how (`steward job show {job}`), and retry then");
+    }
+    let placed = fleet.order(&request, &nodes).await?;
+    let count = nodes.len();
+    session.out.note(format!(
+        "{count} of its nodes {} not answered: the old {} may still run there, and {} cancelled first (job {})",
+        if count == 1 { "has" } else { "have" },
+        if count == 1 { "order" } else { "orders" },
+        if count == 1 { "is" } else { "are" },
+        placed.job
+    ));
+    let any_present = nodes.iter().any(|node| node.vitality.state.is_reachable());
+    let until = Instant::now() + if any_present { CANCEL_WAIT } else { ABSENT_WAIT };
+    let succeeded = told_succeeded(fleet, &placed, until).await?;
+    for node in &succeeded {
+        session.out.note(format!("{node} is left out: it has succeeded meanwhile"));
+    }
+    Ok(succeeded)
+}
+
+/// Which nodes answer a cancel until then by saying that the order had succeeded.
+async fn told_succeeded(fleet: &Fleet, placed: &PlacedJob, until: Instant) -> anyhow::Result<BTreeSet<NodeName>> {
+    let mut follow = fleet.follow_placed(placed, Gather::Ignore).await?;
+    while let Ok(update) = tokio::time::timeout_at(until, follow.next()).await {
+        if update?.is_none() {
+            break;
+        }
+    }
+    let view = follow.view();
+    let answers = view.nodes.iter().filter_map(|(name, node)| {
+        let data = node.outcome.as_ref()?.data.clone()?;
+        let answer: Cancelled = serde_json::from_value(data).ok()?;
+        (answer.now == State::Succeeded).then(|| name.clone())
+    });
+    Ok(answers.collect())
 }
 
 async fn ls(session: &mut Session, count: usize) -> anyhow::Result<Exit> {

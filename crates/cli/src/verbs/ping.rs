@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fleet::{Gather, OrderRequest, Update};
+use fleet::{Gather, OrderRequest, Terms, Update};
 use message::method::HELLO;
 use message::order::DEFAULT_DOMAIN;
 use message::{State, Token};
@@ -47,7 +47,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         max_output: 0,
     };
     let begun = Instant::now();
-    let (placed, mut follow) = fleet.order_and_follow(&request, &nodes, Gather::Ignore).await?;
+    let (placed, mut follow) = fleet.order_and_follow(&request, &nodes, &Terms::default(), Gather::Ignore).await?;
     let mut trips: BTreeMap<String, Duration> = BTreeMap::new();
     // Whoever does not answer in time is not waited for; what is known by then is shown.
     while let Ok(update) = timeout_at(begun + limit, follow.next()).await {

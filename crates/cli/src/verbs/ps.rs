@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use fleet::{Gather, OrderRequest};
+use fleet::{Gather, OrderRequest, Terms};
 use message::method::{PROCESSES, ProcessStatus};
 use message::{NodeName, State, Token};
 use serde_json::json;
@@ -49,7 +49,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         expires: limit,
         max_output: 0,
     };
-    let (_, mut follow) = fleet.order_and_follow(&request, std::slice::from_ref(&node), Gather::Ignore).await?;
+    let nodes = std::slice::from_ref(&node);
+    let (_, mut follow) = fleet.order_and_follow(&request, nodes, &Terms::default(), Gather::Ignore).await?;
     let answered = timeout(limit, async {
         while follow.next().await?.is_some() {}
         anyhow::Ok(())

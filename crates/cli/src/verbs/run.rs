@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use data_encoding::BASE64;
-use fleet::{Fleet, Follow, Gather, JobView, Node, OrderRequest};
-use message::method::{SHELLCOMMAND, ShellCommand};
+use fleet::{Fleet, Follow, Gather, JobView, Node, OrderRequest, Terms};
+use message::method::{CANCEL, Cancelled, SHELLCOMMAND, ShellCommand};
 use message::order::DEFAULT_DOMAIN;
 use message::{NodeName, State, Token};
 use serde_json::{Value, json};
@@ -21,7 +21,7 @@ use crate::out::Closed;
 use crate::render::live::Live;
 use crate::render::paint::{Paint, tame};
 use crate::render::table::{Cell, Table};
-use crate::render::{job as job_text, node as node_text};
+use crate::render::{job as job_text, node as node_text, time};
 use crate::session::Session;
 use crate::signals::StopSignals;
 use crate::watching::{Ended, Patience, presence, watch};
@@ -43,7 +43,9 @@ const FILE_BYTES_MAX: u64 = 768 * 1024;
         steward run --all -- uname -a\n  \
         steward run '*' --sh 'df -h / | tail -1'\n  \
         steward run \"$(hostname -s)\" --timeout 5s -o json -- uptime\n  \
-        steward run --all --dry-run -- reboot"
+        steward run --all --dry-run -- reboot\n  \
+        steward run --all --supersede greeting -- echo 'only the newest of those that wait'\n  \
+        steward run --all --idempotency-key greeting-1 -- echo 'once, however often I am called'"
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -92,21 +94,28 @@ pub(crate) struct Ordering {
     #[arg(long, value_name = "DUR", default_value = "1h", value_parser = duration)]
     expires: Duration,
 
-    /// How long to wait here [default: until every node that is online has answered or timed out, and 2s for others]
-    #[arg(long, value_name = "DUR", value_parser = duration, conflicts_with = "detach")]
-    wait: Option<Duration>,
-
-    /// Do not wait: print the job's id and end (with exit code 4, as nobody has answered yet)
-    #[arg(long)]
-    detach: bool,
+    #[command(flatten)]
+    waiting: Waiting,
 
     /// How much of each output stream is kept
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
     max_output: u64,
 
+    /// Of the orders that wait at a node under this key, only the newest is run; the others end as superseded
+    #[arg(long, value_name = "KEY", value_parser = supersede_key)]
+    supersede: Option<Token>,
+
+    /// Order once: with the same key again, the job that was made is followed
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+
     /// Show who would get it, and end
     #[arg(long)]
     dry_run: bool,
+}
+
+fn supersede_key(text: &str) -> Result<Token, message::NameError> {
+    Token::key(text)
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
@@ -198,25 +207,63 @@ pub(crate) async fn order_and_wait(
         expires: ordering.expires,
         max_output: ordering.max_output,
     };
+    let terms = Terms {
+        supersede: ordering.supersede.clone(),
+        idempotency_key: ordering.idempotency_key.clone(),
+        retry_of: None,
+    };
+    place_and_wait(session, &fleet, &request, &found.nodes, &terms, ordering.waiting).await
+}
+
+/// How long to wait for a job.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Waiting {
+    /// How long to wait here [default: until every node that is online has answered or timed out, and 2s for others]
+    #[arg(long, value_name = "DUR", value_parser = duration, conflicts_with = "detach")]
+    pub(crate) wait: Option<Duration>,
+
+    /// Do not wait: print the job's id and end (with exit code 4, as nobody has answered yet)
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// Makes a job for nodes that are known, waits for it, shows what comes, and reports.
+pub(crate) async fn place_and_wait(
+    session: &mut Session,
+    fleet: &Fleet,
+    request: &OrderRequest,
+    nodes: &[Node],
+    terms: &Terms,
+    waiting: Waiting,
+) -> anyhow::Result<Exit> {
     // From here on Ctrl-C must not leave a person without the job's id.
     let mut signals = StopSignals::new()?;
     let begun = Instant::now();
-    if ordering.detach {
-        let placed = fleet.order(&request, &found.nodes).await?;
-        tracing::info!(job = %placed.job, targets = placed.targets.len(), "ordered");
+    if waiting.detach {
+        let placed = fleet.order_under(request, nodes, terms).await?;
+        tell_placed(session, &placed);
         return detached(session, &placed);
     }
     let gather = if session.out.format() == Format::Json { Gather::Keep } else { Gather::Pass };
-    let (placed, mut follow) = fleet.order_and_follow(&request, &found.nodes, gather).await?;
-    tracing::info!(job = %placed.job, targets = placed.targets.len(), "ordered");
-    let mut patience = Patience::new(presence(&found.nodes), begun, request.timeout, ordering.wait);
+    let (placed, mut follow) = fleet.order_and_follow(request, nodes, terms, gather).await?;
+    tell_placed(session, &placed);
+    let mut patience = Patience::new(presence(nodes), begun, request.timeout, waiting.wait);
     let mut live = Live::new(session.out.format(), &placed.targets);
-    let ended = watch(&mut session.out, &fleet, &mut follow, &mut patience, &mut signals, &mut live).await?;
-    let standing: HashMap<NodeName, &Node> = found.nodes.iter().map(|node| (node.name().clone(), node)).collect();
+    let ended = watch(&mut session.out, fleet, &mut follow, &mut patience, &mut signals, &mut live).await?;
+    let standing: HashMap<NodeName, &Node> = nodes.iter().map(|node| (node.name().clone(), node)).collect();
     report(session, follow.view(), ended, &live, |name| {
         let node = standing.get(&NodeName::new(name).ok()?)?;
         (!node.vitality.state.is_reachable()).then(|| node_text::standing(node))
     })
+}
+
+fn tell_placed(session: &mut Session, placed: &PlacedJob) {
+    tracing::info!(job = %placed.job, targets = placed.targets.len(), known = placed.known, "ordered");
+    if placed.known {
+        let ago = time::ago(bus::clock::now().since(placed.record.created));
+        let job = &placed.job;
+        session.out.note(format!("job {job} was ordered under this key before ({ago}); it is followed, not made anew"));
+    }
 }
 
 fn dry_run(session: &mut Session, what: &What, nodes: &[Node]) -> anyhow::Result<Exit> {
@@ -310,7 +357,9 @@ fn report(
     }
     if ended == Ended::Interrupted {
         let (flags, job) = (session.flags_again(), &view.record.job);
-        session.out.note(format!("\njob {job} goes on by itself; steward{flags} job watch {job}"));
+        session.out.note(format!(
+            "\njob {job} goes on by itself; steward{flags} job watch {job} looks on, steward{flags} job cancel {job} ends it"
+        ));
     }
     match (session.out.format(), ended) {
         // Whoever wanted no more output wants to know at most that the job goes on.
@@ -328,7 +377,11 @@ fn say_data(session: &mut Session, view: &JobView, live: &Live) -> anyhow::Resul
     nodes.sort_by(|a, b| job_text::natural(a.0.as_str(), b.0.as_str()));
     for (node, progress) in nodes {
         let Some(data) = progress.outcome.as_ref().and_then(|outcome| outcome.data.as_ref()) else { continue };
-        if live.has_written(node) {
+        if view.record.method.as_str() == CANCEL
+            && let Ok(cancelled) = serde_json::from_value::<Cancelled>(data.clone())
+        {
+            session.out.line(format!("{node}  {}", job_text::cancelled(&cancelled)))?;
+        } else if live.has_written(node) {
             session.out.note(format!("{node}: {}", remark(data)));
         } else {
             live.say(&mut session.out, node, &serde_json::to_string_pretty(data)?)?;

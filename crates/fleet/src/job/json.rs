@@ -26,7 +26,8 @@ impl JobView {
         let counts: Map<_, _> =
             self.counts().into_iter().map(|(state, count)| (state.to_string(), count.into())).collect();
         let record = &self.record;
-        Map::from_iter([
+        let retry_of = record.retry_of.iter().map(|job| ("retry_of".to_owned(), json!(job)));
+        let head: [(String, Value); 8] = [
             ("job".into(), json!(record.job)),
             ("by".into(), json!(record.by)),
             ("method".into(), json!(record.method)),
@@ -35,7 +36,8 @@ impl JobView {
             ("expires_at".into(), json!(record.expires)),
             ("targets".into(), json!(self.nodes.len())),
             ("counts".into(), Value::Object(counts)),
-        ])
+        ];
+        head.into_iter().chain(retry_of).collect()
     }
 }
 
@@ -51,6 +53,11 @@ fn node(progress: &NodeProgress) -> Value {
     let at = |state| progress.history.at(state).map(|at| json!(at));
     put("delivered_at", at(State::Delivered));
     put("started_at", at(State::Running));
+    // A second is no error: reading a clock over a slow link takes as long.
+    put(
+        "clock_error_ms",
+        progress.clock_error_ms.filter(|error| error.unsigned_abs() >= 1000).map(|error| json!(error)),
+    );
     put("finished_at", progress.history.finished_at().map(|at| json!(at)));
 
     let outcome = progress.outcome.as_ref();

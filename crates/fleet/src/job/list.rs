@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bus::kv::{JOBS, is_deletion};
 use bus::{Message, Scan, Start, clock};
+use message::method::CANCEL;
 use message::{JobId, JobRecord};
 
 use super::stored::open_record;
@@ -50,7 +51,9 @@ impl Fleet {
         let none = |message: String| FleetError::NoJob { message };
         if text == "last" {
             let me = self.operator();
-            let mine = |record: &JobRecord| me.as_ref().is_none_or(|me| record.by == *me);
+            // Whoever has just cancelled a job still means that job.
+            let mine =
+                |record: &JobRecord| record.method.as_str() != CANCEL && me.as_ref().is_none_or(|me| record.by == *me);
             let newest = self.newest(1, mine).await?;
             return match newest.into_iter().next() {
                 Some((record, _)) => Ok(record.job),
@@ -103,7 +106,10 @@ impl Fleet {
                     continue;
                 }
                 match open_record(&message, &trust) {
-                    Ok((record, _)) if wanted(&record) => drop(found.insert(record.job.clone(), (record, message))),
+                    // Not by id: one that follows from an idempotency key says nothing of its age.
+                    Ok((record, _)) if wanted(&record) => {
+                        drop(found.insert((record.created, record.job.clone()), (record, message)));
+                    }
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "a job is left out"),
                 }
@@ -145,5 +151,6 @@ fn summary(view: &JobView) -> JobSummary {
         domain: record.domain.clone(),
         targets: record.targets,
         counts: view.counts(),
+        retry_of: record.retry_of.clone(),
     }
 }

@@ -24,6 +24,8 @@ pub struct NodeProgress {
     pub reason: Option<String>,
     /// How it ended, once it has run.
     pub outcome: Option<Outcome>,
+    /// By how many milliseconds the node's clock, which the history goes by, was ahead of the broker's, as far as known.
+    pub clock_error_ms: Option<i64>,
     /// Standard output so far, if it is kept.
     pub stdout: Vec<u8>,
     /// Standard error so far, if it is kept.
@@ -65,6 +67,7 @@ impl NodeProgress {
             history: History::new(),
             reason: None,
             outcome: None,
+            clock_error_ms: None,
             stdout: Vec::new(),
             stderr: Vec::new(),
             output_broken: None,
@@ -85,6 +88,11 @@ impl NodeProgress {
     pub fn settled(&self) -> bool {
         self.state().is_terminal()
             && (self.gather == Gather::Ignore || self.outcome.is_none() || self.intake.complete || self.is_broken())
+    }
+
+    /// Whether the order is addressed to the node with this key.
+    pub(crate) fn is_addressed_to(&self, key: &PublicKey) -> bool {
+        self.key == *key
     }
 
     /// Whether output is kept in this view.

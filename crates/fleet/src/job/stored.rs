@@ -4,6 +4,7 @@ use bus::Message;
 use bus::kv::{JOBS, key_of};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use message::job::chunk_key;
 use message::{JobId, JobRecord, Order, OrderChunk, PublicKey, SealedOrder, Trust, WIRE_VERSION};
 
 use super::{Gather, JobView};
@@ -36,7 +37,7 @@ impl StoredJob {
 }
 
 /// The record of a job and who signed it, if that was an operator.
-pub(super) fn open_record(message: &Message, trust: &Trust) -> Result<(JobRecord, PublicKey), FleetError> {
+pub(crate) fn open_record(message: &Message, trust: &Trust) -> Result<(JobRecord, PublicKey), FleetError> {
     let key = key_of(&message.subject);
     let doubt = |reason: String| FleetError::Job { job: key.to_owned(), reason };
     let signer = message.signer().map_err(|error| doubt(error.to_string()))?;
@@ -71,7 +72,7 @@ impl Fleet {
     }
 
     /// The job whose record `message` is.
-    pub(super) async fn open_job(&self, message: &Message) -> Result<StoredJob, FleetError> {
+    pub(crate) async fn open_job(&self, message: &Message) -> Result<StoredJob, FleetError> {
         let (record, signer) = open_record(message, &self.trust())?;
         let orders = match &record.inline {
             Some(inline) if record.chunks.len() == 1 => open_chunk(&record, 0, inline.as_bytes())?,
@@ -92,7 +93,7 @@ impl Fleet {
     }
 
     async fn chunk(&self, record: &JobRecord, index: usize) -> Result<Vec<SealedOrder>, FleetError> {
-        let key = format!("{}.chunk.{index}", record.job);
+        let key = chunk_key(&record.job, record.chunks.get(index).map_or("", String::as_str));
         let text = self.bus().kv_get(JOBS, &key).await?.map_or_else(Bytes::new, |message| message.payload);
         open_chunk(record, index, &text)
     }

@@ -149,6 +149,7 @@ fn reply(
                 .collect();
             progress.reason = reply.reason;
             progress.outcome = reply.outcome;
+            progress.clock_error_ms = reply.clock_error_ms;
             Ok(updates)
         }
     }

@@ -41,6 +41,7 @@ fn view(gather: Gather) -> JobView {
         targets: 2,
         chunks: vec![],
         inline: None,
+        retry_of: None,
     };
     let expected = [1, 2].map(|seed| Expected {
         node: name(&format!("ship{seed}")),

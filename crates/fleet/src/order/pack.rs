@@ -14,7 +14,7 @@ use message::{
 use nkeys::KeyPair;
 use sha2::{Digest, Sha256};
 
-use super::OrderRequest;
+use super::{OrderRequest, Terms};
 use crate::error::FleetError;
 
 /// A chunk up to this size travels inside the record.
@@ -29,6 +29,7 @@ const JOB_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// Everything that the orders of one job have in common.
 pub(super) struct Plan {
     pub(super) request: OrderRequest,
+    pub(super) terms: Terms,
     pub(super) job: JobId,
     /// The node that receives the replies.
     pub(super) from: NodeName,
@@ -72,6 +73,7 @@ impl Plan {
             timeout_ms: self.timeout_ms(),
             max_output_bytes: self.request.max_output,
             args: self.request.args.clone(),
+            supersede: self.terms.supersede.clone(),
         }
     }
 
@@ -100,6 +102,7 @@ impl Plan {
             targets: u32::try_from(orders.len()).unwrap_or(u32::MAX),
             chunks: digests,
             inline: None,
+            retry_of: self.terms.retry_of.clone(),
         };
         if let [only] = chunks.as_mut_slice()
             && only.len() <= INLINE_BYTES_MAX
@@ -212,6 +215,7 @@ mod tests {
                 expires: Duration::from_secs(3600),
                 max_output: 1 << 20,
             },
+            terms: Terms::default(),
             job: JobId::new(1_795_348_800_000, 42),
             from: NodeName::new("central").unwrap(),
             by: "admin".into(),

@@ -4,14 +4,14 @@
 //! waits. Once all orders of a job are settled only the counts are kept; what bounds the memory is the number of jobs
 //! and of orders that are still open.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use fleet::JobSummary;
 use message::state::Merge;
 use message::{
     History, JobId, JobRecord, NodeName, OrderId, PublicKey, Reply, ReplySubject, Seal, SealedOrder, SignatureError,
-    State,
+    State, Timestamp,
 };
 
 /// So many jobs are kept, the newest ones.
@@ -46,7 +46,9 @@ pub(crate) enum Told {
 /// The newest jobs.
 #[derive(Default)]
 pub(crate) struct Jobs {
-    jobs: BTreeMap<JobId, Job>,
+    jobs: HashMap<JobId, Job>,
+    /// The same by age, oldest first: an id that follows from an idempotency key says nothing of it.
+    by_age: BTreeSet<(Timestamp, JobId)>,
     /// Orders that are not settled, in all jobs together.
     open: usize,
     early: VecDeque<Answer>,
@@ -71,8 +73,10 @@ impl Jobs {
         !self.jobs.contains_key(job) && !self.is_too_old(job)
     }
 
+    /// As far as its id tells: one that was derived from an idempotency key looks like one of a far future.
     fn is_too_old(&self, job: &JobId) -> bool {
-        self.jobs.len() >= JOBS_MAX && self.jobs.first_key_value().is_some_and(|(oldest, _)| job < oldest)
+        let ms = i64::try_from(job.ms()).unwrap_or(i64::MAX);
+        self.jobs.len() >= JOBS_MAX && self.by_age.first().is_some_and(|(oldest, _)| ms < oldest.as_ms())
     }
 
     /// Adds a job whose record and orders are verified, and folds in the replies that waited for it. Returns what is
@@ -94,8 +98,10 @@ impl Jobs {
             domain: record.domain.clone(),
             targets,
             counts: BTreeMap::from([(State::Queued, targets)]),
+            retry_of: record.retry_of.clone(),
         };
         self.open += orders.len();
+        self.by_age.insert((record.created, record.job.clone()));
         self.jobs.insert(record.job.clone(), Job { summary, orders });
         self.evict();
         self.admit(&record.job)
@@ -127,7 +133,8 @@ impl Jobs {
 
     /// Up to `limit` jobs, newest first.
     pub(crate) fn newest(&self, limit: usize) -> Vec<JobSummary> {
-        self.jobs.values().rev().take(limit).map(|job| job.summary.clone()).collect()
+        let newest = self.by_age.iter().rev().take(limit);
+        newest.filter_map(|(_, job)| self.jobs.get(job)).map(|job| job.summary.clone()).collect()
     }
 
     pub(super) fn order_counts(&self) -> BTreeMap<State, u64> {
@@ -141,9 +148,10 @@ impl Jobs {
     fn evict(&mut self) {
         while self.jobs.len() > 1
             && (self.jobs.len() > JOBS_MAX || self.open > ORDERS_MAX)
-            && let Some((_, oldest)) = self.jobs.pop_first()
+            && let Some((_, oldest)) = self.by_age.pop_first()
         {
-            self.open = self.open.saturating_sub(oldest.orders.len());
+            let gone = self.jobs.remove(&oldest).map_or(0, |job| job.orders.len());
+            self.open = self.open.saturating_sub(gone);
         }
     }
 

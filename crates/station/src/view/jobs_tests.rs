@@ -24,12 +24,13 @@ fn record(job: &JobId) -> JobRecord {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         args: None,
-        created: Timestamp::from_ms(0),
+        created: Timestamp::from_ms(i64::try_from(job.ms()).unwrap()),
         expires: Timestamp::from_ms(1),
         timeout_ms: 1,
         targets: 1,
         chunks: Vec::new(),
         inline: None,
+        retry_of: None,
     }
 }
 
@@ -60,6 +61,7 @@ fn answer(job: &JobId, node: &str, states: &[State], key: &KeyPair) -> Answer {
         history,
         reason: None,
         outcome: None,
+        clock_error_ms: None,
     };
     let payload = Bytes::from(serde_json::to_vec(&reply).unwrap());
     let seal = Ok(Seal::over(&payload, key).unwrap());

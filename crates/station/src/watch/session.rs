@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bus::kv::{JOBS, META, PRESENCE, is_deletion, key_of};
 use bus::{BusError, Message};
 use fleet::{Fleet, FleetError};
+use message::job::chunk_key;
 use message::{JobId, JobRecord, SealedOrder};
 use tokio::time::timeout;
 
@@ -320,7 +321,7 @@ async fn orders(fleet: &Fleet, record: &JobRecord) -> Result<Result<Vec<SealedOr
     for index in 0..record.chunks.len() {
         let part = match &record.inline {
             Some(inline) if record.chunks.len() == 1 => believe::chunk(record, index, inline.as_bytes()),
-            _ => match fleet.bus().kv_get(JOBS, &format!("{}.chunk.{index}", record.job)).await? {
+            _ => match fleet.bus().kv_get(JOBS, &chunk_key(&record.job, &record.chunks[index])).await? {
                 Some(stored) => believe::chunk(record, index, &stored.payload),
                 None => Err(format!("part {index} of its orders is gone")),
             },

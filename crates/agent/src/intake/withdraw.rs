@@ -1,0 +1,231 @@
+//! Taking back: what cancels and newer orders of a key do to those that wait, run, or have not arrived.
+//!
+//! Decided here and not by a process, so that it never waits behind what it is to end. Whatever it changes is
+//! journaled in the same commit as the order that wanted it.
+
+use std::time::Duration;
+
+use bus::{Message, clock};
+use journal::{Entry, JournalError, Newest, Tombstone};
+use message::method::{CANCEL, Cancel, STEWARD_DOMAIN};
+use message::{JobId, Order, OrderId, State, Token};
+
+use super::{Batch, Decided, Intake, entry, history_of};
+use crate::in_hand::Found;
+use crate::process::cancel_outcome;
+
+/// How far ahead an order may expire at most: what has not arrived by then will only ever be reported as expired.
+const EXPIRY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A running order that a cancel wants to end.
+pub(super) struct Ending {
+    /// The cancel's own order.
+    pub(super) cancel: OrderId,
+    pub(super) order: OrderId,
+    pub(super) job: JobId,
+    pub(super) by: String,
+    pub(super) limit: Duration,
+}
+
+/// What a cancel found, as it is known in the intake.
+enum Cancelling {
+    /// Everything is decided.
+    Done { found: State, now: State },
+    /// It runs, and its process has to end it.
+    Running(OrderId),
+    /// The order of cancel itself makes no sense.
+    Refused(String),
+}
+
+impl Intake {
+    /// Whether an order that arrives was cancelled or superseded before it came.
+    pub(super) fn foregone(
+        &self,
+        order: &Order,
+        sequence: u64,
+        batch: &Batch,
+    ) -> Result<Option<(State, String)>, JournalError> {
+        let buried = match batch.tombstones.iter().find(|stone| stone.job == order.job) {
+            Some(stone) => Some(stone.clone()),
+            None => self.journal.tombstone(&order.job)?,
+        };
+        if let Some(stone) = buried {
+            return Ok(Some((State::Cancelled, stone.reason)));
+        }
+        let Some(key) = &order.supersede else { return Ok(None) };
+        let newest = match batch.newest.get(key) {
+            Some(newest) => Some(newest.clone()),
+            None => self.journal.newest(key)?,
+        };
+        let newer = newest.filter(|newest| sequence < newest.sequence);
+        Ok(newer.map(|newer| (State::Superseded, superseded_by(&newer.job, key))))
+    }
+
+    /// A new order takes the place of those that wait under its key; it becomes the newest of them.
+    pub(super) fn supersede(
+        &self,
+        key: &Token,
+        order: &Order,
+        sequence: u64,
+        batch: &mut Batch,
+    ) -> Result<(), JournalError> {
+        let reason = superseded_by(&order.job, key);
+        let older =
+            |decided: &&mut Decided| decided.entry.supersede.as_ref() == Some(key) && decided.entry.sequence < sequence;
+        let waiting: Vec<_> = batch.decided.iter_mut().filter(older).filter(|decided| decided.runs).collect();
+        for decided in waiting {
+            self.withdraw_unwritten(decided, State::Superseded, &reason);
+        }
+        for id in self.processes.in_hand().waiting_under(key, sequence) {
+            self.withdraw(&id, State::Superseded, &reason, batch)?;
+        }
+        let until = order.created.plus(EXPIRY_MAX);
+        let newest = Newest { key: key.clone(), sequence, job: order.job.clone(), until };
+        batch.newest.insert(key.clone(), newest);
+        Ok(())
+    }
+
+    /// Takes an order to cancel: decides what it does, and adds it to `batch` with its answer.
+    pub(super) async fn cancel(
+        &self,
+        order: &Order,
+        operator: &str,
+        message: &Message,
+        batch: &mut Batch,
+    ) -> Result<(), JournalError> {
+        let by = format!("cancelled by {operator} (job {})", order.job);
+        let (cancelling, job) = match read(order) {
+            Err(reason) => (Cancelling::Refused(reason), order.job.clone()),
+            Ok(job) => (self.find_and_withdraw(&job, order, &by, batch).await?, job),
+        };
+        let mut entry = entry(order, message, None, true);
+        // All of it is said here and now: nothing of the order is needed any more.
+        entry.body = None;
+        match cancelling {
+            Cancelling::Refused(reason) => {
+                entry.reason = Some(reason);
+                entry.history = history_of(&[State::Delivered, State::Running, State::Failed]);
+            }
+            Cancelling::Done { found, now } => {
+                entry.outcome = Some(cancel_outcome(job, found, now));
+                entry.history = history_of(&[State::Delivered, State::Running, State::Succeeded]);
+            }
+            Cancelling::Running(id) => {
+                batch.endings.push(Ending { cancel: order.id, order: id, job, by, limit: order.timeout() });
+            }
+        }
+        batch.decided.push(Decided { entry, place: None, runs: false, subject: message.subject.clone() });
+        Ok(())
+    }
+
+    async fn find_and_withdraw(
+        &self,
+        job: &JobId,
+        order: &Order,
+        by: &str,
+        batch: &mut Batch,
+    ) -> Result<Cancelling, JournalError> {
+        let stands = |state: State| Cancelling::Done { found: state, now: state };
+        if let Some(decided) = batch.decided.iter_mut().find(|decided| decided.entry.job == *job) {
+            if !decided.runs {
+                return Ok(stands(decided.entry.history.state()));
+            }
+            self.withdraw_unwritten(decided, State::Cancelled, by);
+            return Ok(Cancelling::Done { found: State::Delivered, now: State::Cancelled });
+        }
+        if let Some(withdrawn) = batch.withdrawn.iter().find(|entry| entry.job == *job) {
+            return Ok(stands(withdrawn.history.state()));
+        }
+        if let Some((id, found)) = self.processes.in_hand().find(job) {
+            if found == Found::Waiting && self.withdraw(&id, State::Cancelled, by, batch)? {
+                return Ok(Cancelling::Done { found: State::Delivered, now: State::Cancelled });
+            }
+            return Ok(Cancelling::Running(id));
+        }
+        // Reading all that is remembered takes its time: not on the thread that serves everything else. Nothing can
+        // arrive meanwhile, since it would have to come through here.
+        let (journal, wanted) = (self.journal.clone(), job.clone());
+        let known = tokio::task::spawn_blocking(move || journal.find_job(&wanted))
+            .await
+            .map_err(|_| JournalError::Closed)??;
+        if let Some(entry) = known {
+            return Ok(stands(entry.history.state()));
+        }
+        let until = order.created.plus(EXPIRY_MAX);
+        batch.tombstones.push(Tombstone { job: job.clone(), until, reason: by.to_owned() });
+        Ok(Cancelling::Done { found: State::Queued, now: State::Cancelled })
+    }
+
+    /// Withdraws an order that waits; `false` when it has begun.
+    fn withdraw(&self, id: &OrderId, state: State, reason: &str, batch: &mut Batch) -> Result<bool, JournalError> {
+        let in_hand = self.processes.in_hand();
+        if !in_hand.withdraw(id) {
+            return Ok(false);
+        }
+        let (found, failed) = match self.journal.find(id) {
+            Ok(found) => (found, None),
+            Err(error) => (None, Some(error)),
+        };
+        if let Some(mut entry) = found
+            && entry.history.push(state, clock::now()).is_ok()
+        {
+            entry.reason = Some(reason.to_owned());
+            entry.body = None;
+            batch.withdrawn.push(entry);
+            return Ok(true);
+        }
+        in_hand.withdrawn(id, false);
+        failed.map_or(Ok(false), Err)
+    }
+
+    /// The same for an order of this very batch, which nobody has heard of yet.
+    fn withdraw_unwritten(&self, decided: &mut Decided, state: State, reason: &str) {
+        let entry: &mut Entry = &mut decided.entry;
+        self.processes.unclaim(&entry.method, &entry.domain);
+        entry.history = history_of(&[State::Delivered, state]);
+        entry.reason = Some(reason.to_owned());
+        entry.body = None;
+        decided.place = None;
+        decided.runs = false;
+    }
+
+    /// Forgets a batch that could not be journaled: all that was withdrawn waits as before.
+    pub(super) fn give_back(&self, batch: &Batch) {
+        for decided in batch.decided.iter().filter(|decided| decided.runs) {
+            self.processes.unclaim(&decided.entry.method, &decided.entry.domain);
+        }
+        for entry in &batch.withdrawn {
+            self.processes.in_hand().withdrawn(&entry.id, false);
+        }
+    }
+
+    /// What was withdrawn is on disk: lets go of it.
+    pub(super) fn let_go(&mut self, entry: &Entry) {
+        self.processes.in_hand().withdrawn(&entry.id, true);
+        if let Some(held) = &mut self.held
+            && let Some(at) = held.iter().position(|held| held.task.id == entry.id)
+        {
+            held.remove(at);
+            self.processes.unclaim(&entry.method, &entry.domain);
+        } else {
+            self.processes.take_back(&entry.method, &entry.domain, &entry.id);
+        }
+    }
+}
+
+/// What a cancel asks for.
+fn read(order: &Order) -> Result<JobId, String> {
+    if order.domain.as_str() != STEWARD_DOMAIN {
+        return Err(format!("{CANCEL} is there on the domain {STEWARD_DOMAIN} only, not on {}", order.domain));
+    }
+    let cancel: Cancel = serde_json::from_value(order.args.clone())
+        .map_err(|error| format!("the arguments are not those of {CANCEL}: {error}"))?;
+    if cancel.job == order.job {
+        return Err("a cancel cannot take back itself".into());
+    }
+    Ok(cancel.job)
+}
+
+fn superseded_by(job: &JobId, key: &Token) -> String {
+    format!("the newer order of job {job} has the same key {key}")
+}
