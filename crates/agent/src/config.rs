@@ -1,8 +1,9 @@
 //! `agent.toml`: what a node reports. Unknown keys are errors that name the nearest known one.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use message::{NodeName, Token};
+use message::{NodeName, Token, units};
 use serde::Deserialize;
 
 /// What can be wrong with a configuration file.
@@ -33,6 +34,10 @@ pub struct Config {
     /// The node's name; has to be the one that it was enrolled as.
     #[serde(default)]
     pub name: Option<NodeName>,
+    /// How often it says that it lives, instead of every 15 s: `"1s"` to `"1h"`. It counts as offline after three times
+    /// as long without a word.
+    #[serde(default, deserialize_with = "life_sign")]
+    pub life_sign: Option<Duration>,
     /// What it reports.
     #[serde(default)]
     pub event: Vec<EventSource>,
@@ -59,7 +64,20 @@ fn central() -> NodeName {
     NodeName::new("central").expect("\"central\" is a valid node name")
 }
 
-const KEYS: [&str; 6] = ["name", "event", "method", "domain", "to", "file"];
+/// The least and the most time between two life signs.
+const LIFE_SIGNS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+fn life_sign<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    let interval = units::parse_duration(&text).map_err(serde::de::Error::custom)?;
+    if LIFE_SIGNS.contains(&interval) {
+        Ok(Some(interval))
+    } else {
+        Err(serde::de::Error::custom(format!("life_sign = {text:?} is out of bounds: write \"1s\" to \"1h\"")))
+    }
+}
+
+const KEYS: [&str; 7] = ["name", "life_sign", "event", "method", "domain", "to", "file"];
 
 impl Config {
     /// Reads a file.

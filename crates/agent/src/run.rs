@@ -102,7 +102,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         processes: Arc::clone(&processes),
         degraded: degraded_seen,
         floor: Arc::clone(&floor),
-        interval: options.life_sign_interval,
+        interval: config.life_sign.unwrap_or(options.life_sign_interval),
         seat: twin::seat(&options.state_dir),
         dir: options.state_dir.clone(),
         cloned,

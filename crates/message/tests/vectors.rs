@@ -366,6 +366,7 @@ fn life_sign(condition: Condition) -> LifeSign {
         node: name("ship1"),
         instance: InstanceId::from_bytes([0x33; 16]),
         boot: InstanceId::from_bytes([0x44; 16]),
+        seat: None,
         condition,
         reason: (condition == Condition::Degraded).then(|| "the disk is full".into()),
         interval_ms: 15_000,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use data_encoding::BASE64;
-use fleet::{Fleet, Follow, Gather, JobView, Node, OrderRequest, Terms};
+use fleet::{Fleet, Follow, Gather, JobView, Node, OrderRequest, PlacedJob, Terms};
 use message::method::{CANCEL, Cancelled, SHELLCOMMAND, ShellCommand};
 use message::order::DEFAULT_DOMAIN;
 use message::{NodeName, State, Token};

@@ -75,6 +75,7 @@ fn reply_with(seed: u8, states: &[State], reason: Option<&str>, outcome: Option<
         history.push(*state, Timestamp::from_ms(at)).unwrap();
     }
     Reply {
+        clock_error_ms: None,
         v: WIRE_VERSION,
         kind: ReplyKind::Reply,
         order: order_of(seed),

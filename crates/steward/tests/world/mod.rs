@@ -69,6 +69,13 @@ impl World {
         self.home.path()
     }
 
+    /// Stops `up` and waits for its end.
+    pub(crate) fn stop_up(&mut self) {
+        let mut up = self.up.take().unwrap();
+        send(up.id().try_into().unwrap(), 15);
+        up.wait().unwrap();
+    }
+
     /// A file of this world.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
