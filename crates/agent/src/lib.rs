@@ -22,7 +22,7 @@ mod run;
 mod source;
 mod trust;
 
-pub use options::{AgentError, LIFE_SIGN_INTERVAL, Options};
+pub use options::{AgentError, AtStop, LIFE_SIGN_INTERVAL, Options};
 pub use run::run;
 
 /// The version that this agent reports.

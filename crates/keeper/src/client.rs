@@ -219,7 +219,9 @@ impl Client {
         let place = self.place()?;
         let not_started = |error| self.wrong("cannot be started", error);
         let log = place.log().map_err(not_started)?;
-        let mut command = Command::new(&self.0.launch.program);
+        // Where it was taken away since, our own image is still there.
+        let found = Some(&self.0.launch.program).filter(|path| path.is_file());
+        let mut command = Command::new(found.map_or(std::path::Path::new("/proc/self/exe"), |path| path));
         command.arg0("steward").args(&self.0.launch.args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().map_err(not_started)?;
@@ -379,9 +381,12 @@ impl Run {
         }
     }
 
-    /// Has its whole tree ended; how it ended is an event as ever.
-    pub fn end(&self) {
-        let _ = self.link.say(&Request::End { id: self.id }, &[]);
+    /// What has its whole tree ended when it is called; how it ended is an event as ever.
+    pub fn ender(&self) -> impl Fn() + Send + Sync + use<> {
+        let (link, id) = (Arc::clone(&self.link), self.id);
+        move || {
+            let _ = link.say(&Request::End { id }, &[]);
+        }
     }
 
 }
