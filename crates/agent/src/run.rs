@@ -236,18 +236,24 @@ fn keeper_of(options: &Options) -> Result<keeper::Client, AgentError> {
 /// What ran when the last run ended and is not held by the keeper was interrupted: it is not run again. Returns how many.
 async fn recover(journal: &Journal, opened: &Opened, held: &BTreeSet<keeper::Id>) -> Result<usize, AgentError> {
     let mut writes = Vec::new();
+    let mut orphans = Vec::new();
     for entry in &opened.unsettled {
         if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
             let mut entry = entry.clone();
             if entry.history.push(State::Interrupted, clock::now()).is_ok() {
-                entry.reason = Some("the agent went down while it ran; it was not run again".into());
+                entry.reason = Some(
+                    "the agent and the keeper of its programs went down while it ran; it was not run again".into(),
+                );
                 entry.body = None;
+                orphans.push(keeper_id(&entry.id));
                 writes.push(Write::Entry(Box::new(entry)));
             }
         }
     }
     let count = writes.len();
     if count > 0 {
+        let ended = keeper::end_orphans(orphans).await;
+        tracing::warn!(count, ended, "commands were interrupted: what was left of them is ended");
         journal.commit(writes).await?;
     }
     Ok(count)

@@ -34,6 +34,18 @@ const IDLE_MAX: Duration = Duration::from_secs(180);
 /// How long it may take to be gone once it was told to.
 const GONE_MAX: Duration = Duration::from_secs(5);
 
+/// The variable by which the programs of a keeper that was killed are found: whoever starts a program sets it to its id.
+pub const ORDER_VARIABLE: &str = "STEWARD_ORDER";
+/// Between TERM and KILL for what is left of them.
+const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+
+/// Ends what is left of programs whose keeper was killed, as far as it can be found. Returns how many processes that were.
+pub async fn end_orphans(ids: Vec<Id>) -> usize {
+    let values: Vec<String> = ids.iter().map(Id::to_string).collect();
+    let ending = tokio::task::spawn_blocking(move || exec::end_orphans(ORDER_VARIABLE, &values, ORPHAN_GRACE));
+    ending.await.unwrap_or_default()
+}
+
 /// Why there is no keeper.
 #[derive(Debug, thiserror::Error)]
 #[error("the keeper of this agent's programs {what}: {reason}; what it says itself stands in {}", log.display())]
@@ -223,6 +235,8 @@ impl Client {
         let found = Some(&self.0.launch.program).filter(|path| path.is_file());
         let mut command = Command::new(found.map_or(std::path::Path::new("/proc/self/exe"), |path| path));
         command.arg0("steward").args(&self.0.launch.args);
+        // An agent that was started by an order itself must not pass that order's marks on: they are no longer true.
+        command.env_remove(ORDER_VARIABLE).env_remove("STEWARD_EXEC");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().map_err(not_started)?;
         let deadline = Instant::now() + READY_MAX;
@@ -388,7 +402,6 @@ impl Run {
             let _ = link.say(&Request::End { id }, &[]);
         }
     }
-
 }
 
 impl Drop for Run {

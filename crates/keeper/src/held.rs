@@ -110,8 +110,7 @@ impl Holding {
             }
             let store = Store::new(Arc::clone(&self.memory));
             let (attached, end, cancel) = (true, None, cancel.clone());
-            let held =
-                Held { store, attached, sent: 0, in_window: 0, end, end_sent: false, cancel, unwanted: false };
+            let held = Held { store, attached, sent: 0, in_window: 0, end, end_sent: false, cancel, unwanted: false };
             if stopping {
                 held.cancel.cancel();
             }

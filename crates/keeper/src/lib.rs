@@ -32,7 +32,7 @@ mod serve;
 mod store;
 mod wire;
 
-pub use client::{Client, Event, KeeperError, Launch, Run};
+pub use client::{Client, Event, KeeperError, Launch, ORDER_VARIABLE, Run, end_orphans};
 pub use place::set_apart;
 pub use serve::serve;
 pub use wire::{End, Finished, Id, Program, Script, Stream, Tally};

@@ -33,8 +33,12 @@ impl Place {
 
     /// The right to be the keeper here, for as long as the file lives; `None` if another has it.
     pub(crate) fn lock(&self) -> io::Result<Option<File>> {
-        let file =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.path.join("keeper.lock"))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.path.join("keeper.lock"))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),

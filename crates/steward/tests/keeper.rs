@@ -59,7 +59,10 @@ fn command_goes_on(signal: i32) {
     touch(&after);
     let node = wait_for_end(&world, &job, "ship1", "failed");
     assert_eq!(lines(&witness), ["before", "during"], "it ran once");
-    assert_eq!((&node["exit_code"], &node["truncated"], &node["stderr"]), (&json!(7), &json!(false), &json!("one\ntwo\n")));
+    assert_eq!(
+        (&node["exit_code"], &node["truncated"], &node["stderr"]),
+        (&json!(7), &json!(false), &json!("one\ntwo\n"))
+    );
     let expected: String = (1..=90_000).map(|number| format!("{number}\n")).collect();
     assert!(node["stdout"].as_str().unwrap() == expected, "all output, in order, once");
     // The process of the subject is free for the next one.
@@ -141,7 +144,8 @@ fn an_external_method_answers_although_its_agent_was_killed() {
     let methods = world.path("nodes/ship1/methods.d");
     std::fs::create_dir_all(&methods).unwrap();
     let method = methods.join("slow");
-    let parts = ["#!/bin/sh\nprintf '{\"a\"'".to_owned(), note(&witness, "begun"), wait_for(&go), "printf ': 5}'".into()];
+    let parts =
+        ["#!/bin/sh\nprintf '{\"a\"'".to_owned(), note(&witness, "begun"), wait_for(&go), "printf ': 5}'".into()];
     std::fs::write(&method, parts.join("\n")).unwrap();
     std::fs::set_permissions(&method, std::fs::Permissions::from_mode(0o755)).unwrap();
     let job = world.json(4, &["call", "ship1", "slow", "--wait", "50ms"]);

@@ -19,8 +19,8 @@ use crate::outbox::Output;
 use crate::process::Processes;
 use crate::run::Identity;
 
-pub(crate) use program::{adopt, keeper_id};
 use program::run_program;
+pub(crate) use program::{adopt, keeper_id};
 
 /// How an execution ended.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ fn order_environment(order: &Order) -> Vec<(std::ffi::OsString, std::ffi::OsStri
     [
         ("STEWARD_NODE", order.to.name.to_string()),
         ("STEWARD_JOB", order.job.to_string()),
-        ("STEWARD_ORDER", order.id.to_string()),
+        (keeper::ORDER_VARIABLE, order.id.to_string()),
         ("STEWARD_METHOD", order.method.to_string()),
         ("STEWARD_DOMAIN", order.domain.to_string()),
         // What the agent was told by whoever started it is not for what an order starts: empty counts as unset.

@@ -34,12 +34,12 @@ pub(super) async fn run_program(program: &Program, execution: Execution<'_>) -> 
 pub(crate) async fn adopt(execution: Execution<'_>) -> Option<Ended> {
     match execution.processes.keeper().attach(keeper_id(&execution.order.id)).await {
         Some(run) => follow(run, execution).await,
-        None => Some(interrupted(execution.output)),
+        None => Some(interrupted(&execution.order.id, execution.output).await),
     }
 }
 
 async fn follow(mut run: Run, execution: Execution<'_>) -> Option<Ended> {
-    let Execution { output, cancel, leave, .. } = execution;
+    let Execution { order, output, cancel, leave, .. } = execution;
     let end = run.ender();
     // Beside all else: a full outbox must not delay the end.
     let cancelled = async {
@@ -55,7 +55,7 @@ async fn follow(mut run: Run, execution: Execution<'_>) -> Option<Ended> {
         () = cancelled => None,
         finished = pass_on(&mut run, output, &mut lost) => Some(match finished {
             Some(finished) => ended(finished, lost),
-            None => interrupted(output),
+            None => interrupted(&order.id, output).await,
         }),
     }
 }
@@ -91,7 +91,10 @@ async fn pass_on(run: &mut Run, output: &Output, lost: &mut Option<String>) -> O
     }
 }
 
-fn interrupted(output: &Output) -> Ended {
+/// The keeper is lost, and nobody will ever know how the program ends: what can be found of it is ended.
+async fn interrupted(order: &OrderId, output: &Output) -> Ended {
+    let ended = keeper::end_orphans(vec![keeper_id(order)]).await;
+    tracing::warn!(%order, ended, "the keeper went down while a command ran");
     Ended {
         state: State::Interrupted,
         reason: Some("the keeper of the agent's programs went down while it ran; it was not run again".into()),
@@ -119,9 +122,7 @@ fn ended(finished: Finished, lost: Option<String>) -> Ended {
             (State::Interrupted, Some(reason.into()), None, None)
         }
         End::NotStarted { reason } => (State::Failed, Some(reason), None, None),
-        End::Unknown => {
-            (State::Failed, Some("it ended in a way that this version has no word for".into()), None, None)
-        }
+        End::Unknown => (State::Failed, Some("it ended in a way that this version has no word for".into()), None, None),
     };
     let outcome = Outcome {
         exit_code,
