@@ -27,7 +27,7 @@ mod source;
 mod trust;
 mod twin;
 
-pub use options::{AgentError, LIFE_SIGN_INTERVAL, Options};
+pub use options::{AgentError, AtStop, LIFE_SIGN_INTERVAL, Options};
 pub use run::run;
 
 /// The version that this agent reports.

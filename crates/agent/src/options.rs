@@ -8,6 +8,15 @@ use message::{NodeName, PublicKey, SealedDocument};
 /// How often a node says that it lives.
 pub const LIFE_SIGN_INTERVAL: Duration = Duration::from_secs(15);
 
+/// What becomes of running commands when the agent is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStop {
+    /// They go on, and the next agent on the same state directory reports them.
+    LeaveCommands,
+    /// They are ended, and reported as interrupted.
+    EndCommands,
+}
+
 /// What an agent needs to start.
 #[derive(Clone)]
 pub struct Options {
@@ -27,6 +36,10 @@ pub struct Options {
     pub config_file: Option<PathBuf>,
     /// How often it says that it lives.
     pub life_sign_interval: Duration,
+    /// How its keeper is started, but for the state directory, which is added as `--state DIR`.
+    pub keeper: keeper::Launch,
+    /// What becomes of running commands when it is stopped.
+    pub at_stop: AtStop,
 }
 
 /// Why an agent does not start, or ended.
@@ -46,6 +59,9 @@ pub enum AgentError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] journal::JournalError),
+    /// Nobody can say what still runs.
+    #[error(transparent)]
+    Keeper(#[from] keeper::KeeperError),
     /// The bus cannot be used.
     #[error(transparent)]
     Bus(#[from] bus::BusError),

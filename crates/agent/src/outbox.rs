@@ -287,6 +287,16 @@ impl Output {
         self.next.load(Ordering::Relaxed)
     }
 
+    /// The next piece gets this number: an earlier run of the agent may have sent those before it.
+    pub(crate) fn resume_at(&self, number: u32) {
+        self.next.store(number, Ordering::Relaxed);
+    }
+
+    /// The pieces below this number are confirmed or in the journal. Not while one is being sent.
+    pub(crate) fn safe(&self) -> u32 {
+        lock(&self.unconfirmed).keys().next().copied().unwrap_or_else(|| self.count())
+    }
+
     /// The pieces that are not confirmed yet: from now on the journal answers for them.
     pub(crate) fn take_unconfirmed(&self) -> Vec<OutputRow> {
         let order: OrderId = self.entry.id;

@@ -3,7 +3,7 @@
 //! A handler that panics or does not end takes down nobody else: its order fails, the process goes on with the
 //! next one and counts a restart.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::counters::Counters;
 use crate::in_hand::InHand;
-use crate::method::{Ended, Execution, Method};
+use crate::method::{self, Ended, Execution, Method, keeper_id};
+use crate::options::AtStop;
 use crate::outbox::Outbox;
 use crate::run::Identity;
 
@@ -55,6 +56,8 @@ pub(crate) struct Processes {
     identity: Arc<Identity>,
     counters: Arc<Counters>,
     methods_dir: PathBuf,
+    keeper: keeper::Client,
+    at_stop: AtStop,
     table: Mutex<BTreeMap<(Token, Token), Arc<Process>>>,
     /// Event sources, which are processes too.
     sources: Mutex<Vec<Arc<Mutex<ProcessStatus>>>>,
@@ -64,6 +67,12 @@ pub(crate) struct Processes {
     in_hand: InHand,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Cancelled before `stop` when programs are to go on.
+    leave: CancellationToken,
+    /// How many programs go on.
+    left: AtomicUsize,
+    /// Orders that an earlier run of the agent began, and whose programs the keeper holds.
+    adopted: Mutex<BTreeSet<OrderId>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -77,6 +86,7 @@ impl Processes {
         identity: Arc<Identity>,
         counters: Arc<Counters>,
         methods_dir: PathBuf,
+        (keeper, at_stop): (keeper::Client, AtStop),
         degraded: watch::Sender<Option<String>>,
         cloned: watch::Receiver<Option<String>>,
     ) -> Arc<Self> {
@@ -87,6 +97,8 @@ impl Processes {
             identity,
             counters,
             methods_dir,
+            keeper,
+            at_stop,
             table: Mutex::default(),
             sources: Mutex::default(),
             degraded,
@@ -94,6 +106,9 @@ impl Processes {
             in_hand: InHand::new(stop.clone()),
             tasks: TaskTracker::new(),
             stop,
+            leave: CancellationToken::new(),
+            left: AtomicUsize::new(0),
+            adopted: Mutex::default(),
         })
     }
 
@@ -104,6 +119,16 @@ impl Processes {
     /// The orders that wait or run.
     pub(crate) fn in_hand(&self) -> &InHand {
         &self.in_hand
+    }
+
+    /// The way to whoever holds the programs.
+    pub(crate) fn keeper(&self) -> &keeper::Client {
+        &self.keeper
+    }
+
+    /// The program of this order runs already, or has ended: it is to be followed, not to be started.
+    pub(crate) fn adopt(&self, id: OrderId) {
+        lock(&self.adopted).insert(id);
     }
 
     /// The method of this name.
@@ -218,13 +243,23 @@ impl Processes {
         self.outbox.report(&entry).await;
     }
 
-    /// Ends all processes: what runs is ended and becomes `interrupted`, what waits stays in the journal.
+    /// Ends all processes. Programs go on in the keeper, or are ended, as the agent was told; what runs in the agent itself is
+    /// ended and becomes `interrupted`; what waits stays in the journal.
     pub(crate) async fn stop(&self, limit: Duration) {
+        if self.at_stop == AtStop::LeaveCommands {
+            self.keeper.leave_running();
+            self.leave.cancel();
+        }
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!("some commands did not end in time; the next start reports them as interrupted");
         }
+        let left = self.left.load(Ordering::Relaxed);
+        if left > 0 {
+            tracing::info!("{left} commands go on without the agent; the next one reports them");
+        }
+        self.keeper.close(self.at_stop == AtStop::EndCommands).await;
     }
 
     fn start(self: &Arc<Self>, method: &Token, domain: &Token) -> Arc<Process> {
@@ -330,7 +365,14 @@ impl Processes {
         let body = entry.body.take().unwrap_or_default();
         let (ended, broke_down) = match Order::parse(body.as_bytes()) {
             Err(error) => (Ended::failed(error.to_string()), false),
-            Ok(order) => self.execute(order, body, output.clone()).await,
+            Ok(order) => match self.execute(order, body, output.clone()).await {
+                (Some(ended), broke_down) => (ended, broke_down),
+                // To the journal it is running still, and that is true.
+                (None, _) => {
+                    self.left.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            },
         };
         let ended = match self.in_hand.cancelled_by(&entry.id) {
             by @ Some(_) if ended.state == State::Cancelled => Ended { reason: by, ..ended },
@@ -345,7 +387,9 @@ impl Processes {
         }
         entry.reason = ended.reason.clone();
         entry.outcome = Some(ended.outcome);
-        self.keep(&entry, &output).await;
+        if self.keep(&entry, &output).await {
+            self.keeper.forget(keeper_id(&entry.id)).await;
+        }
         self.outbox.report(&entry).await;
         Counters::remove(&self.counters.running);
         let mut status = lock(&process.status);
@@ -360,8 +404,9 @@ impl Processes {
         }
     }
 
-    /// Journals how an order ended, with the output that is not confirmed yet, in one commit.
-    async fn keep(&self, entry: &Entry, output: &crate::outbox::Output) {
+    /// Journals how an order ended, with the output that is not confirmed yet, in one commit. `false`: the agent ends before that
+    /// could be done.
+    async fn keep(&self, entry: &Entry, output: &crate::outbox::Output) -> bool {
         let rows = output.take_unconfirmed();
         let sends = !rows.is_empty();
         let mut writes: Vec<Write> = rows.into_iter().map(Write::Output).collect();
@@ -369,20 +414,29 @@ impl Processes {
         while let Err(error) = self.journal.commit(writes.clone()).await {
             // What happened is true whether or not it could be written: try until it is, or the agent ends.
             if self.complain(&error).await.is_none() {
-                return;
+                return false;
             }
         }
         self.recover();
         if sends && self.outbox.is_stuck() {
             self.outbox.nudge();
         }
+        true
     }
 
-    /// Executes in a task of its own, so that a panic or a hang ends with it.
-    async fn execute(self: &Arc<Self>, order: Order, body: String, output: crate::outbox::Output) -> (Ended, bool) {
+    /// Executes in a task of its own, so that a panic or a hang ends with it. No end: the agent goes, its program stays.
+    async fn execute(
+        self: &Arc<Self>,
+        order: Order,
+        body: String,
+        output: crate::outbox::Output,
+    ) -> (Option<Ended>, bool) {
+        let adopted = lock(&self.adopted).remove(&order.id);
         let method = match self.method(&order.method) {
-            Ok(method) => method,
-            Err(reason) => return (Ended::failed(reason), false),
+            Ok(method) => Some(method),
+            // Its file may be gone by now; the program runs all the same.
+            Err(_) if adopted => None,
+            Err(reason) => return (Some(Ended::failed(reason)), false),
         };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
         let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));
@@ -396,16 +450,20 @@ impl Processes {
                 cancel,
                 identity: &identity,
                 processes: &processes,
+                leave: processes.leave.clone(),
             };
-            method.execute(execution).await
+            match method.filter(|_| !adopted) {
+                Some(method) => method.execute(execution).await,
+                None => method::adopt(execution).await,
+            }
         });
         match tokio::time::timeout(limit, &mut handler).await {
             Ok(Ok(ended)) => (ended, false),
-            Ok(Err(error)) => (Ended::failed(format!("the handler broke down: {}", panic_text(error))), true),
+            Ok(Err(error)) => (Some(Ended::failed(format!("the handler broke down: {}", panic_text(error)))), true),
             Err(_) => {
                 handler.abort();
                 let reason = "the handler did not end at the time-out and was abandoned";
-                (Ended { state: State::TimedOut, ..Ended::failed(reason) }, true)
+                (Some(Ended { state: State::TimedOut, ..Ended::failed(reason) }), true)
             }
         }
     }

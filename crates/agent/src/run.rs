@@ -1,5 +1,6 @@
 //! The agent's table of contents: open, recover, connect, claim, take in, report, and see all of it end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::fleettime::FleetTime;
 use crate::intake::{Held, Intake, PLACES};
+use crate::method::keeper_id;
 use crate::options::{AgentError, Options};
 use crate::outbox::Outbox;
 use crate::past::Past;
@@ -71,7 +73,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         started: Instant::now(),
         time: FleetTime::default(),
     });
-    let interrupted = recover(&journal, &opened).await?;
+    let keeper = keeper_of(&options)?;
+    let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
+    let interrupted = recover(&journal, &opened, &held).await?;
     let bus = connect(&options, credentials).await?;
     let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
@@ -83,12 +87,13 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         Arc::clone(&identity),
         Arc::clone(&counters),
         options.state_dir.join("methods.d"),
+        (keeper, options.at_stop),
         degraded.clone(),
         cloned_seen.clone(),
     );
     tracing::info!(
         node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,
-        waiting = opened.unsettled.len(), interrupted, "the agent starts"
+        waiting = opened.unsettled.len(), interrupted, held = held.len(), "the agent starts"
     );
 
     let stop = CancellationToken::new();
@@ -118,6 +123,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
     let places = Arc::new(Semaphore::new(PLACES));
+    adopt(&processes, &places, &opened.unsettled, held).await;
     let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
@@ -241,24 +247,68 @@ async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, Age
     Ok(Bus::connect(connect).await?)
 }
 
-/// What ran when the last run ended was interrupted: it is not run again. Returns how many.
-async fn recover(journal: &Journal, opened: &Opened) -> Result<usize, AgentError> {
+/// The way to the keeper of this agent's programs.
+fn keeper_of(options: &Options) -> Result<keeper::Client, AgentError> {
+    let task = |error: std::io::Error| AgentError::Task { task: "keeper", reason: error.to_string() };
+    let state_dir = std::path::absolute(&options.state_dir).map_err(task)?;
+    let mut launch = options.keeper.clone();
+    launch.args.extend(["--state".into(), state_dir.clone().into_os_string()]);
+    Ok(keeper::Client::new(state_dir, launch))
+}
+
+/// What ran when the last run ended and is not held by the keeper was interrupted: it is not run again. Returns how many.
+async fn recover(journal: &Journal, opened: &Opened, held: &BTreeSet<keeper::Id>) -> Result<usize, AgentError> {
     let mut writes = Vec::new();
+    let mut orphans = Vec::new();
     for entry in &opened.unsettled {
-        if entry.history.state() == State::Running {
+        if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
             let mut entry = entry.clone();
             if entry.history.push(State::Interrupted, clock::now()).is_ok() {
-                entry.reason = Some("the agent went down while it ran; it was not run again".into());
+                entry.reason = Some(
+                    "the agent and the keeper of its programs went down while it ran; it was not run again".into(),
+                );
                 entry.body = None;
+                orphans.push(keeper_id(&entry.id));
                 writes.push(Write::Entry(Box::new(entry)));
             }
         }
     }
     let count = writes.len();
     if count > 0 {
+        let ended = keeper::end_orphans(orphans).await;
+        tracing::warn!(count, ended, "commands were interrupted: what was left of them is ended");
         journal.commit(writes).await?;
     }
     Ok(count)
+}
+
+/// What the keeper holds goes on, each in the process of its subject, before what waits there.
+async fn adopt(
+    processes: &Arc<Processes>,
+    places: &Arc<Semaphore>,
+    unsettled: &[Entry],
+    mut held: BTreeSet<keeper::Id>,
+) {
+    for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Running) {
+        if !held.remove(&keeper_id(&entry.id)) {
+            continue;
+        }
+        let place = Arc::clone(places).try_acquire_owned().ok();
+        match processes.claim(&entry.method, &entry.domain) {
+            Ok(_) => {
+                tracing::info!(order = %entry.id, "a command that went on meanwhile is adopted");
+                processes.adopt(entry.id);
+                processes.in_hand().add(entry);
+                let task = Task { id: entry.id, begun: Some(Box::new(entry.clone())), place };
+                processes.dispatch(&entry.method, &entry.domain, task);
+            }
+            Err(reason) => tracing::error!(order = %entry.id, %reason, "a running order cannot be adopted"),
+        }
+    }
+    // How they ended is in the journal already, or the journal has never heard of them.
+    for id in held {
+        processes.keeper().forget(id).await;
+    }
 }
 
 /// What was delivered and has not begun runs next, in the order of the broker's stream: as soon as the first catch-up

@@ -135,6 +135,8 @@ pub(crate) enum Verb {
     Broker(verbs::broker::Args),
     Station(verbs::station::Args),
     Agent(verbs::agent::Args),
+    #[command(hide = true)]
+    Keeper(verbs::keeper::Args),
     Run(verbs::run::Args),
     Call(verbs::call::Args),
     Ping(verbs::ping::Args),
@@ -153,7 +155,7 @@ pub(crate) enum Verb {
 impl Verb {
     /// Whether it runs until it is stopped, so that its log is what a person sees of it.
     pub(crate) const fn is_service(&self) -> bool {
-        matches!(self, Self::Broker(_) | Self::Station(_) | Self::Agent(_))
+        matches!(self, Self::Broker(_) | Self::Station(_) | Self::Agent(_) | Self::Keeper(_))
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group,
 use crate::tree::{Members, Process, Tree};
 
 /// How long KILL may take to have its effect before a process counts as a survivor.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often to look again, on a machine that starts processes all the time, before nobody counts as nobody.
 const LOOKS: u32 = 8;
@@ -23,7 +23,7 @@ const LOOKS: u32 = 8;
 const CHASE: Duration = Duration::from_millis(200);
 
 /// The longest pause between two looks.
-const PAUSE: Duration = Duration::from_millis(32);
+pub(crate) const PAUSE: Duration = Duration::from_millis(32);
 
 /// Which members of a tree are to be ended.
 #[derive(Clone, Debug)]
@@ -186,7 +186,7 @@ fn signal_group(group: i32, signal: Signal) {
 }
 
 /// Signals this process and no other that got its number since.
-fn signal(process: Process, signal: Signal) {
+pub(crate) fn signal(process: Process, signal: Signal) {
     let Some(pid) = Pid::from_raw(process.pid) else { return };
     let _ = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(handle) if process.alive() => pidfd_send_signal(handle, signal),

@@ -1,7 +1,8 @@
 //! Run a program to its true end: its process tree, its output, its exit.
 //!
 //! In goes a [`Program`]; out come [`Chunk`]s of what it prints, while it prints it, and one [`Finished`] that says how it
-//! ended. [`run()`] is the only door. This crate knows nothing of orders, journals or the network, never interprets what a
+//! ended. [`run()`] is the door; [`end_orphans`] cleans up after a
+//! process that used it and was killed. This crate knows nothing of orders, journals or the network, never interprets what a
 //! program prints, and never starts a shell of its own accord.
 //!
 //! # What belongs to a program
@@ -30,6 +31,7 @@
 mod descriptor;
 mod ending;
 mod input;
+mod orphans;
 mod output;
 mod program;
 mod refusal;
@@ -38,5 +40,6 @@ mod start;
 mod tree;
 mod user;
 
+pub use orphans::end_orphans;
 pub use program::{Chunk, End, Finished, Program, Stream, Tally};
 pub use run::{DRAIN, run};

@@ -182,6 +182,19 @@ impl Tree {
     }
 }
 
+/// Living processes that carry one of these in their environment, but for this process and those above it.
+pub(crate) fn carriers(marks: &[Vec<u8>]) -> Vec<Process> {
+    let all: Vec<Status> = numbers().into_iter().filter_map(Status::read).collect();
+    let by_pid: HashMap<i32, &Status> = all.iter().map(|status| (status.process.pid, status)).collect();
+    let untouchable = ancestors(std::process::id().cast_signed(), &by_pid);
+    let carries = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| marks.iter().any(|mark| mark == variable))
+    };
+    let found = all.iter().filter(|status| status.alive && !untouchable.contains(&status.process.pid));
+    found.filter(|status| carries(status.process.pid)).map(|status| status.process).collect()
+}
+
 /// The number that was given away last, which is the last word of this file.
 fn newest() -> Option<u64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().last()?.parse().ok()

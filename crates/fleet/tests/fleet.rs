@@ -101,6 +101,7 @@ impl PlayedNode {
 
     async fn live(&self, condition: Condition) {
         let sign = LifeSign {
+            seat: None,
             v: WIRE_VERSION,
             kind: LifeSignKind::Presence,
             node: self.name.clone(),
@@ -135,6 +136,7 @@ impl PlayedNode {
             history.push(*state, Timestamp::from_ms(at)).unwrap();
         }
         let reply = Reply {
+            clock_error_ms: None,
             v: WIRE_VERSION,
             kind: ReplyKind::Reply,
             order: order.id,

@@ -41,6 +41,7 @@ pub(crate) fn sign(name: &str) -> LifeSign {
         node: NodeName::new(name).unwrap(),
         instance: InstanceId::from_bytes([1; 16]),
         boot: InstanceId::from_bytes([2; 16]),
+        seat: None,
         condition: Condition::Up,
         reason: None,
         interval_ms: 10_000,

@@ -40,7 +40,7 @@ fn what_expired_before_the_unit_returned_is_reported_and_not_run() {
 }
 
 #[test]
-fn what_ran_when_the_agent_was_killed_is_interrupted_and_not_run_again() {
+fn what_ran_when_agent_and_keeper_were_killed_is_interrupted_and_not_run_again() {
     let mut world = World::up();
     world.agent("ship1", &[]);
     let witness = world.path("witness");
@@ -50,6 +50,9 @@ fn what_ran_when_the_agent_was_killed_is_interrupted_and_not_run_again() {
         world.json(4, &["run", "ship1", "--wait", "100ms", "--sh", &format!("echo next >> {}", witness.display())]);
     eventually("the first command has begun", || lines(&witness) == ["begun"]);
     world.end_agent("ship1", 9);
+    for keeper in world::keepers(world.home().to_str().unwrap()) {
+        send(keeper, 9);
+    }
     world.agent("ship1", &[]);
     let state = |job: &serde_json::Value| {
         world.json(0, &["job", "show", job["job"].as_str().unwrap()])["nodes"]["ship1"]["state"].clone()

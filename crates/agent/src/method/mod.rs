@@ -5,19 +5,22 @@
 
 mod external;
 mod httpget;
+mod program;
 mod shell;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data_encoding::HEXLOWER;
-use message::{Order, Outcome, OutputTally, State, method};
+use message::{Order, Outcome, State, method};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::outbox::Output;
 use crate::process::Processes;
 use crate::run::Identity;
+
+use program::run_program;
+pub(crate) use program::{adopt, keeper_id};
 
 /// How an execution ended.
 #[derive(Debug)]
@@ -60,6 +63,8 @@ pub(crate) struct Execution<'a> {
     pub(crate) cancel: CancellationToken,
     pub(crate) identity: &'a Identity,
     pub(crate) processes: &'a Arc<Processes>,
+    /// What is cancelled when the agent goes and its programs stay.
+    pub(crate) leave: CancellationToken,
 }
 
 impl Method {
@@ -97,12 +102,13 @@ impl Method {
         ))
     }
 
-    /// Executes an order. Ends by itself at the order's time-out or when cancelled.
-    pub(crate) async fn execute(&self, execution: Execution<'_>) -> Ended {
-        match self {
-            Self::ShellCommand => shell::execute(execution).await,
+    /// Executes an order. Ends by itself at the order's time-out or when cancelled. `None`: the agent goes, and the program
+    /// that was executed goes on without it.
+    pub(crate) async fn execute(&self, execution: Execution<'_>) -> Option<Ended> {
+        Some(match self {
+            Self::ShellCommand => return shell::execute(execution).await,
+            Self::External(path) => return external::execute(path, execution).await,
             Self::HttpGet => httpget::execute(execution).await,
-            Self::External(path) => external::execute(path, execution).await,
             Self::Hello => Ended::with_data(json!({
                 "node": execution.identity.me.name,
                 "version": crate::VERSION,
@@ -114,66 +120,7 @@ impl Method {
                 "repeated": execution.processes.counters().repeated.load(std::sync::atomic::Ordering::Relaxed),
             })),
             Self::Processes => Ended::with_data(json!(execution.processes.list())),
-        }
-    }
-}
-
-/// Runs a program for an order and passes its output on; shared by everything that is a program.
-async fn run_program(program: exec::Program, output: &mut Output, cancel: CancellationToken) -> Ended {
-    let (chunks, mut received) = tokio::sync::mpsc::channel::<exec::Chunk>(8);
-    let running = exec::run(program, chunks, cancel);
-    tokio::pin!(running);
-    let mut lost = None;
-    let finished = loop {
-        tokio::select! {
-            biased;
-            Some(chunk) = received.recv() => pass_on(output, chunk, &mut lost).await,
-            finished = &mut running => break finished,
-        }
-    };
-    while let Some(chunk) = received.recv().await {
-        pass_on(output, chunk, &mut lost).await;
-    }
-    ended(&finished, output.count(), lost)
-}
-
-/// How a program's end reads as the end of an order.
-fn ended(finished: &exec::Finished, output_messages: u32, lost: Option<String>) -> Ended {
-    let tally = |tally: &exec::Tally| OutputTally {
-        bytes: tally.kept,
-        total_bytes: tally.total,
-        sha256: HEXLOWER.encode(&tally.sha256),
-    };
-    let (state, reason, exit_code, signal) = match &finished.end {
-        exec::End::Exited(0) => (State::Succeeded, None, Some(0), None),
-        exec::End::Exited(code) => (State::Failed, None, Some(*code), None),
-        exec::End::Signalled(signal) => {
-            (State::Failed, Some(format!("it was ended by signal {signal}")), None, Some(*signal))
-        }
-        exec::End::TimedOut => (
-            State::TimedOut,
-            Some("it took longer than its time-out; it and all it had started were ended".into()),
-            None,
-            None,
-        ),
-        exec::End::Cancelled => (State::Cancelled, None, None, None),
-        exec::End::NotStarted(reason) => (State::Failed, Some(reason.clone()), None, None),
-    };
-    let outcome = Outcome {
-        exit_code,
-        signal,
-        stdout: Some(tally(&finished.stdout)),
-        stderr: Some(tally(&finished.stderr)),
-        output_messages,
-        data: None,
-    };
-    let reason = lost.map(|error| format!("its output could not be kept: {error}")).or(reason);
-    Ended { state, reason, outcome }
-}
-
-async fn pass_on(output: &mut Output, chunk: exec::Chunk, lost: &mut Option<String>) {
-    if let Err(error) = output.send(chunk.stream == exec::Stream::Stderr, chunk.bytes).await {
-        lost.get_or_insert_with(|| error.to_string());
+        })
     }
 }
 
@@ -182,7 +129,7 @@ fn order_environment(order: &Order) -> Vec<(std::ffi::OsString, std::ffi::OsStri
     [
         ("STEWARD_NODE", order.to.name.to_string()),
         ("STEWARD_JOB", order.job.to_string()),
-        ("STEWARD_ORDER", order.id.to_string()),
+        (keeper::ORDER_VARIABLE, order.id.to_string()),
         ("STEWARD_METHOD", order.method.to_string()),
         ("STEWARD_DOMAIN", order.domain.to_string()),
         // What the agent was told by whoever started it is not for what an order starts: empty counts as unset.

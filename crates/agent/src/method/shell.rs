@@ -1,55 +1,57 @@
 //! `shellcommand`: a program, a shell line, or a script that travels with the order.
 
 use std::ffi::OsString;
-use std::io::Write as _;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
+use keeper::{Program, Script};
 use message::method::ShellCommand;
-use tempfile::NamedTempFile;
 
 use super::{Ended, Execution, order_environment, run_program};
 
-pub(super) async fn execute(execution: Execution<'_>) -> Ended {
+pub(super) async fn execute(execution: Execution<'_>) -> Option<Ended> {
     let order = execution.order;
     let args: ShellCommand = match serde_json::from_value(order.args.clone()) {
         Ok(args) => args,
-        Err(error) => return Ended::failed(format!("the arguments are not those of shellcommand: {error}")),
+        Err(error) => return Some(Ended::failed(format!("the arguments are not those of shellcommand: {error}"))),
     };
     let (argv, script) = match command_line(&args) {
         Ok(command) => command,
-        Err(reason) => return Ended::failed(reason),
+        Err(reason) => return Some(Ended::failed(reason)),
     };
     let stdin = match args.stdin_base64.as_ref().map(|text| BASE64.decode(text.as_bytes())).transpose() {
         Ok(stdin) => stdin.map(Bytes::from),
-        Err(_) => return Ended::failed("stdin_base64 is not base64"),
+        Err(_) => return Some(Ended::failed("stdin_base64 is not base64")),
     };
-    let mut program = exec::Program::new(argv);
-    program.env = order_environment(order);
-    program.env.extend(args.env.iter().map(|(name, value)| (name.into(), value.into())));
-    program.cwd = args.cwd.map(Into::into);
-    program.user = args.user;
-    program.stdin = stdin;
-    program.timeout = order.timeout();
-    program.max_output = order.max_output_bytes;
-    let ended = run_program(program, execution.output, execution.cancel).await;
-    // The script's file has to live as long as the program.
-    drop(script);
-    ended
+    // The keeper may have been started elsewhere than this run of the agent.
+    let cwd = match args.cwd.as_ref().map(std::path::absolute).transpose() {
+        Ok(cwd) => cwd,
+        Err(error) => return Some(Ended::failed(format!("the working directory is not usable: {error}"))),
+    };
+    let mut env = order_environment(order);
+    env.extend(args.env.iter().map(|(name, value)| (name.into(), value.into())));
+    let program = Program {
+        argv,
+        script,
+        env,
+        cwd,
+        user: args.user,
+        stdin,
+        timeout: order.timeout(),
+        max_output: order.max_output_bytes,
+        answer_max: 0,
+    };
+    run_program(&program, execution).await
 }
 
-/// What is to be executed; a script lies in a file that is removed when it is dropped.
-fn command_line(args: &ShellCommand) -> Result<(Vec<OsString>, Option<NamedTempFile>), String> {
+/// What is to be executed; the path of a script's file is added by whoever stores it.
+fn command_line(args: &ShellCommand) -> Result<(Vec<OsString>, Option<Script>), String> {
     match (&args.argv, &args.line, &args.script) {
         (Some(argv), None, None) => Ok((argv.iter().map(Into::into).collect(), None)),
         (None, Some(line), None) => Ok((vec!["/bin/sh".into(), "-c".into(), line.into()], None)),
         (None, None, Some(text)) => {
-            let file = store_script(text, args.user.as_deref())
-                .map_err(|error| format!("the script could not be stored for execution: {error}"))?;
-            let mut argv = interpreter(text);
-            argv.push(file.path().into());
-            argv.extend(args.script_args.iter().map(Into::into));
-            Ok((argv, Some(file)))
+            let script = Script { text: text.clone(), args: args.script_args.clone() };
+            Ok((interpreter(text), Some(script)))
         }
         _ => Err("shellcommand needs exactly one of argv, line and script".into()),
     }
@@ -68,18 +70,6 @@ fn interpreter(script: &str) -> Vec<OsString> {
         Some((program, argument)) => vec![program.into(), argument.trim().into()],
         None => vec![named.into()],
     }
-}
-
-fn store_script(text: &str, user: Option<&str>) -> std::io::Result<NamedTempFile> {
-    // Only its owner may read it: a script may hold secrets.
-    let mut file = tempfile::Builder::new().prefix("steward-script-").tempfile()?;
-    file.write_all(text.as_bytes())?;
-    if let Some(name) = user
-        && let Some(user) = nix::unistd::User::from_name(name).map_err(std::io::Error::from)?
-    {
-        nix::unistd::chown(file.path(), Some(user.uid), Some(user.gid)).map_err(std::io::Error::from)?;
-    }
-    Ok(file)
 }
 
 #[cfg(test)]

@@ -113,6 +113,7 @@ pub(crate) mod tests {
             node: name.clone(),
             instance: InstanceId::from_bytes([1; 16]),
             boot: InstanceId::from_bytes([2; 16]),
+            seat: None,
             condition: Condition::Up,
             reason: None,
             interval_ms: 10_000,

@@ -40,6 +40,10 @@ pub(crate) struct Args {
     /// What it reports: an agent.toml
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+
+    /// End running commands when it is stopped, instead of leaving them to its keeper
+    #[arg(long)]
+    end_commands: bool,
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
@@ -62,8 +66,17 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         state_dir: args.state.unwrap_or(state_dir),
         config_file: args.config,
         life_sign_interval: agent::LIFE_SIGN_INTERVAL,
+        keeper: keeper_launch(session)?,
+        at_stop: if args.end_commands { agent::AtStop::EndCommands } else { agent::AtStop::LeaveCommands },
     };
     serve(|cancel| agent::run(options, cancel)).await
+}
+
+/// The keeper is this very program.
+fn keeper_launch(session: &Session) -> anyhow::Result<keeper::Launch> {
+    let program = std::env::current_exe().context("this program cannot find itself")?;
+    let verbosity = std::iter::repeat_n("-v".into(), session.global.verbose.into());
+    Ok(keeper::Launch { program, args: verbosity.chain(["keeper".into()]).collect() })
 }
 
 fn with_bundle(session: &Session, path: &Path, named: Option<&NodeName>) -> anyhow::Result<(Bundle, PathBuf)> {

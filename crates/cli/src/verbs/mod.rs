@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod event;
 pub(crate) mod init;
 pub(crate) mod job;
+pub(crate) mod keeper;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod ping;
@@ -39,6 +40,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Broker(args) => serving(broker::run(args, unlimited("broker", s)?)),
         Verb::Station(args) => serving(station::run(args, unlimited("station", s)?)),
         Verb::Agent(args) => light(agent::run(args, unlimited("agent", s)?)),
+        Verb::Keeper(args) => keeper::run(args),
         Verb::Run(args) => quick(run::run(args, s)),
         Verb::Call(args) => quick(call::run(args, s)),
         Verb::Ping(args) => quick(ping::run(args, s)),

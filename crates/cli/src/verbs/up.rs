@@ -127,7 +127,7 @@ async fn run_with_broker(
     let child = |name, args: &[&str]| program(&exe, name, home.dir(), session.global.verbose, args);
     children.push(Kept::start(child("station", &["--http-listen", &http.to_string()])));
     if let Some(name) = agent {
-        children.push(Kept::start(child("agent", &["--name", name.as_str()])));
+        children.push(Kept::start(child("agent", &["--name", name.as_str(), "--end-commands"])));
     }
     let limit = session.global.timeout.unwrap_or(READY_MAX);
     tokio::select! {

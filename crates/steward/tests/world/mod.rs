@@ -65,15 +65,15 @@ impl World {
         self.ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("up said {line:?}"));
     }
 
-    pub(crate) fn home(&self) -> &Path {
-        self.home.path()
-    }
-
-    /// Stops `up` and waits for its end.
+    /// Stops `up` as Ctrl-C does, and waits for its end.
     pub(crate) fn stop_up(&mut self) {
         let mut up = self.up.take().unwrap();
-        send(up.id().try_into().unwrap(), 15);
+        send(up.id().try_into().unwrap(), 2);
         up.wait().unwrap();
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// A file of this world.
@@ -171,11 +171,21 @@ impl Drop for World {
             let _ = agent.child.kill();
             let _ = agent.child.wait();
         }
+        // What outlives its agent would outlive the test as well.
+        let home = self.home.path().to_str().unwrap_or_default().to_owned();
+        for keeper in keepers(&home) {
+            send(keeper, 15);
+        }
         if let Some(mut up) = self.up.take() {
             send(up.id().try_into().unwrap(), 15);
             let _ = up.wait();
         }
     }
+}
+
+/// The keepers whose command line holds this text.
+pub(crate) fn keepers(place: &str) -> Vec<i32> {
+    pids(|line| line.contains("keeper --state") && line.contains(place))
 }
 
 /// Sends a signal by the system's own program: the tests need no unsafe code for it.
