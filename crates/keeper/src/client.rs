@@ -32,7 +32,7 @@ const TRY_MAX: Duration = Duration::from_millis(50);
 /// A keeper that has had nothing to do for this long is let go.
 const IDLE_MAX: Duration = Duration::from_secs(180);
 /// How long it may take to be gone once it was told to.
-const GONE_MAX: Duration = Duration::from_secs(5);
+const GONE_MAX: Duration = Duration::from_secs(2);
 
 /// The variable by which the programs of a keeper that was killed are found: whoever starts a program sets it to its id.
 pub const ORDER_VARIABLE: &str = "STEWARD_ORDER";
@@ -119,6 +119,12 @@ impl Link {
         Some(Run { id, link: Arc::clone(self), events: received, client: client.clone(), taken: 0, over: false })
     }
 
+    /// Has the keeper end, if it holds nothing, and waits for that.
+    async fn let_go(&self) {
+        let _ = self.say(&Request::Quit { all: false }, &[]);
+        let _ = timeout(GONE_MAX, self.lost.cancelled()).await; // at the latest it ends by itself
+    }
+
     /// Gives the connection up if nothing runs on it.
     fn retire(&self) -> bool {
         let mut runs = self.runs();
@@ -141,7 +147,7 @@ impl Client {
         }))
     }
 
-    /// What a living keeper holds; nothing if there is none.
+    /// What a living keeper holds; nothing if there is none. One that holds nothing is let go.
     ///
     /// # Errors
     /// [`KeeperError`] when there is one that cannot be spoken to.
@@ -156,9 +162,14 @@ impl Client {
                 return Ok(Vec::new());
             }
             match self.connect(&place).await {
+                Ok(link) if link.held.is_empty() => {
+                    // It is of an earlier agent, with that one's version and environment: a new one serves better.
+                    link.let_go().await;
+                    return Ok(Vec::new());
+                }
                 Ok(link) => {
                     let held = link.held.clone();
-                    *slot = Some(link);
+                    self.use_link(&mut slot, link);
                     return Ok(held);
                 }
                 Err(error) if Instant::now() >= deadline => return Err(self.wrong("does not answer", error)),
@@ -221,10 +232,13 @@ impl Client {
             return Ok(Arc::clone(link));
         }
         let link = self.launch().await?;
-        *slot = Some(Arc::clone(&link));
-        drop(slot);
-        tokio::spawn(let_go_when_idle(Arc::downgrade(&self.0), Arc::clone(&link)));
+        self.use_link(&mut slot, Arc::clone(&link));
         Ok(link)
+    }
+
+    fn use_link(&self, slot: &mut Option<Arc<Link>>, link: Arc<Link>) {
+        *slot = Some(Arc::clone(&link));
+        tokio::spawn(let_go_when_idle(Arc::downgrade(&self.0), link));
     }
 
     async fn launch(&self) -> Result<Arc<Link>, KeeperError> {

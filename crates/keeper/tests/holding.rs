@@ -164,6 +164,28 @@ async fn everything_can_be_ended_with_the_keeper() {
 }
 
 #[tokio::test]
+async fn a_keeper_of_an_earlier_agent_that_holds_nothing_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeping = keep(dir.path());
+    let first = agent(dir.path());
+    let mut run = first.start(id(1), &shell("true")).await.unwrap();
+    to_the_end(&mut run).await;
+    // What an agent says last is dropped if the next one comes before it is read.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let next = agent(dir.path());
+        let held = next.held().await.unwrap();
+        if held.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it is never forgotten");
+        next.forget(id(1)).await;
+        sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::timeout(PATIENCE, keeping).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_script_lies_in_a_file_as_long_as_it_runs() {
     let dir = tempfile::tempdir().unwrap();
     let _keeping = keep(dir.path());
