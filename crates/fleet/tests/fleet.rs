@@ -62,6 +62,10 @@ impl World {
 }
 
 async fn provision(url: &str, keys: &FleetKeys) {
+    streams::provision(&provisioner(url, keys).await, streams::Options::fitting(1 << 30)).await.unwrap();
+}
+
+async fn provisioner(url: &str, keys: &FleetKeys) -> jetstream::Context {
     let creds = keys.provisioner_user().unwrap();
     let client = async_nats::ConnectOptions::with_credentials(&creds.render())
         .unwrap()
@@ -69,7 +73,7 @@ async fn provision(url: &str, keys: &FleetKeys) {
         .connect(url)
         .await
         .unwrap();
-    streams::provision(&jetstream::new(client), streams::Options::fitting(1 << 30)).await.unwrap();
+    jetstream::new(client)
 }
 
 /// An edge unit, as far as its broker can tell.
@@ -356,8 +360,9 @@ async fn a_job_for_thousands_is_stored_whole_and_sent_once() {
     assert_eq!(fleet.find_job("last").await.unwrap(), placed.job);
 
     // One chunk is exchanged for another: the job is not believed any more.
-    let chunk = fleet.bus().kv_get("JOBS", &format!("{}.chunk.1", placed.job)).await.unwrap().unwrap();
-    fleet.bus().kv_put("JOBS", &format!("{}.chunk.0", placed.job), chunk.payload, None).await.unwrap();
+    let key = |index: usize| message::job::chunk_key(&placed.job, &placed.record.chunks[index]);
+    let chunk = fleet.bus().kv_get("JOBS", &key(1)).await.unwrap().unwrap();
+    fleet.bus().kv_put("JOBS", &key(0), chunk.payload, None).await.unwrap();
     let error = fleet.job(&placed.job, Gather::Ignore).await.unwrap_err();
     assert!(error.to_string().contains("not what the operator signed"), "{error}");
     world.stop().await;
@@ -427,6 +432,59 @@ async fn events_tell_who_is_proven_to_have_reported_them() {
     assert_eq!(count(EventFilter { grep: Some("well".into()), ..EventFilter::default() }).await, 1);
     let since = Some(Since::Ago(Duration::from_secs(600)));
     assert_eq!(count(EventFilter { since, ..EventFilter::default() }).await, 5);
+    world.stop().await;
+}
+
+/// A broker that takes only the first of several orders stands for a client that died behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_its_client_left_half_sent_is_finished_by_a_station() {
+    let world = World::start().await;
+    let store = provisioner(&world.broker.client_url(), &world.keys).await;
+    let most = async |orders: i64| {
+        let mut config = store.get_stream("COMMANDS").await.unwrap().cached_info().config.clone();
+        config.max_messages = orders;
+        store.update_stream(config).await.unwrap();
+    };
+    let stored = async || store.get_stream("COMMANDS").await.unwrap().cached_info().state.messages;
+    let mut ships = Vec::new();
+    for name in ["ship1", "ship2", "ship3"] {
+        ships.push(world.node(name).await);
+    }
+    let mut context = world.fleet.context().clone();
+    context.creds = world.home.station_creds();
+    let station = Fleet::connect(&context).await.unwrap();
+    let nodes = world.fleet.resolve(&target("ship1,ship2,ship3")).await.unwrap().nodes;
+    let order = async |nodes: &[Node]| world.fleet.order(&request(json!({"argv": ["true"]})), nodes).await;
+
+    most(1).await;
+    let error = order(&nodes).await.unwrap_err();
+    assert!(matches!(error, FleetError::NotAllSent { unsent: 2, targets: 3, .. }), "{error}");
+    let error = order(&nodes[..1]).await.unwrap_err();
+    assert!(matches!(error, FleetError::NotAllSent { unsent: 1, targets: 1, .. }), "{error}");
+    most(-1).await;
+    let sent = order(&nodes).await.unwrap();
+    let alone = order(&nodes[1..2]).await.unwrap();
+
+    let early = station.finish_jobs(Duration::from_secs(3600)).await.unwrap();
+    assert_eq!((early.looked_at, early.sent.len()), (0, 0), "they still belong to their clients");
+    let finished = station.finish_jobs(Duration::ZERO).await.unwrap();
+    assert_eq!((finished.looked_at, finished.more), (4, false));
+    let jobs = world.fleet.jobs(10).await.unwrap();
+    let mut left: Vec<_> =
+        jobs.iter().map(|job| &job.job).filter(|job| **job != sent.job && **job != alone.job).collect();
+    left.reverse();
+    assert_eq!(finished.sent.iter().collect::<Vec<_>>(), left, "the two that were left, in their order");
+    assert!(world.fleet.bus().kv_get("JOBS", &format!("{}.sent", left[0])).await.unwrap().is_some());
+    // Each node has each of its orders, by its id, and none is stored twice within the broker's memory of ids.
+    assert_eq!(stored().await, 3 + 1 + 3 + 1);
+    for (ship, orders) in ships.iter_mut().zip([3, 3, 2]) {
+        let mut ids = std::collections::BTreeSet::new();
+        for _ in 0..orders {
+            ids.insert(ship.order().await.id);
+        }
+        assert_eq!(ids.len(), orders, "{}", ship.name);
+    }
+    assert_eq!(station.finish_jobs(Duration::ZERO).await.unwrap().looked_at, 0, "once");
     world.stop().await;
 }
 

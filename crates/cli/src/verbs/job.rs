@@ -135,7 +135,9 @@ async fn cancel(session: &mut Session, job: &str, target: Option<&str>, waiting:
         if session.out.is_json() {
             session.out.json(&json!({"cancels": job, "targets": 0, "counts": {}, "nodes": {}}))?;
         }
-        session.out.note(format!("nothing is left to cancel of job {job}: none of its {meant} nodes has it open"));
+        session.out.note(format!(
+            "nothing is left to cancel of job {job}: it is not open on any of the nodes meant ({meant})"
+        ));
         return Ok(Exit::Success);
     }
     place_and_wait(session, &fleet, &request, &nodes, &Terms::default(), waiting).await
