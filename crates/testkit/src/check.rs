@@ -352,7 +352,8 @@ fn check_case(id: OrderId, case: &Case, verdict: &mut Verdict) {
         let text = format!("order {id} to {to} (sequence {}) has not ended: it is {state}", case.sequence);
         verdict.breach(Kind::Unaccounted, Some(id), text);
         if !began {
-            let text = format!("order {id} to {to} (sequence {}) neither began nor ended: it is {state}", case.sequence);
+            let text =
+                format!("order {id} to {to} (sequence {}) neither began nor ended: it is {state}", case.sequence);
             verdict.breach(Kind::Lost, Some(id), text);
         }
         return;
@@ -380,3 +381,7 @@ fn check_case(id: OrderId, case: &Case, verdict: &mut Verdict) {
 fn words(history: &History) -> String {
     history.steps().iter().map(|step| step.state.as_str()).collect::<Vec<_>>().join(" → ")
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;

@@ -136,7 +136,8 @@ impl Meddler {
 mod tests {
     use super::*;
 
-    const STREAM: &[u8] = b"INFO {\"x\":1}\r\nPING\r\nMSG a.command.m.d 1 3\r\na\r\n\r\nHMSG a.command.m.d 1 4 6\r\nh\r\n\r\nbb\r\n\
+    const STREAM: &[u8] =
+        b"INFO {\"x\":1}\r\nPING\r\nMSG a.command.m.d 1 3\r\na\r\n\r\nHMSG a.command.m.d 1 4 6\r\nh\r\n\r\nbb\r\n\
         HMSG a.command.m.d 9 $JS.ACK.x 4 6\r\nh\r\n\r\ncc\r\n+OK\r\n";
 
     #[test]

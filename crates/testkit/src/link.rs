@@ -4,6 +4,8 @@
 //! changed at any time and works on connections that are already there. It must never outlive its [`Link`].
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -14,8 +16,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::frames::{Frames, Meddler, Meddling};
 
-/// How much is passed on at once.
-const PIECE_BYTES: usize = 16 * 1024;
+/// How much is passed on at once: little, so that a slow link is slow for each message.
+const PIECE_BYTES: usize = 4 * 1024;
 /// How long an order is held back when none comes to overtake it.
 const HELD_MAX: Duration = Duration::from_millis(100);
 /// How long connecting to the broker may take.
@@ -68,6 +70,7 @@ impl Condition {
 pub struct Link {
     listen: SocketAddr,
     condition: watch::Sender<Condition>,
+    passed_down: Arc<AtomicU64>,
     task: AbortHandle,
 }
 
@@ -80,8 +83,9 @@ impl Link {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let listen = listener.local_addr()?;
         let (condition, watched) = watch::channel(Condition::Open);
-        let task = tokio::spawn(accept(listener, broker, watched)).abort_handle();
-        Ok(Self { listen, condition, task })
+        let passed_down = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(accept(listener, broker, watched, Arc::clone(&passed_down))).abort_handle();
+        Ok(Self { listen, condition, passed_down, task })
     }
 
     /// Where an agent finds it.
@@ -92,6 +96,11 @@ impl Link {
     /// Makes it so, now and for connections that are there.
     pub fn set(&self, condition: Condition) {
         self.condition.send_replace(condition);
+    }
+
+    /// How many bytes have come from the broker over it.
+    pub fn passed_down_bytes(&self) -> u64 {
+        self.passed_down.load(Ordering::Relaxed)
     }
 
     /// Closes the connections that are there; new ones are taken at once.
@@ -110,7 +119,12 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, broker: SocketAddr, condition: watch::Receiver<Condition>) {
+async fn accept(
+    listener: TcpListener,
+    broker: SocketAddr,
+    condition: watch::Receiver<Condition>,
+    passed_down: Arc<AtomicU64>,
+) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = listener.accept().await;
@@ -122,11 +136,11 @@ async fn accept(listener: TcpListener, broker: SocketAddr, condition: watch::Rec
         if *condition.borrow() == Condition::Cut {
             continue;
         }
-        connections.spawn(pass(near, broker, condition.clone()));
+        connections.spawn(pass(near, broker, condition.clone(), Arc::clone(&passed_down)));
     }
 }
 
-async fn pass(near: TcpStream, broker: SocketAddr, condition: watch::Receiver<Condition>) {
+async fn pass(near: TcpStream, broker: SocketAddr, condition: watch::Receiver<Condition>, passed_down: Arc<AtomicU64>) {
     let Ok(Ok(far)) = timeout(CONNECT_MAX, TcpStream::connect(broker)).await else { return };
     // Small messages are not to wait for each other; without it they are merely slower.
     let _ = near.set_nodelay(true);
@@ -134,10 +148,11 @@ async fn pass(near: TcpStream, broker: SocketAddr, condition: watch::Receiver<Co
     let (near_read, near_write) = near.into_split();
     let (far_read, far_write) = far.into_split();
     let mut cut = condition.clone();
+    let passed_up = AtomicU64::new(0);
     // Whichever ends first ends the connection.
     tokio::select! {
-        () = pump(near_read, far_write, Direction::Up, condition.clone()) => {}
-        () = pump(far_read, near_write, Direction::Down, condition) => {}
+        () = pump(near_read, far_write, Direction::Up, condition.clone(), &passed_up) => {}
+        () = pump(far_read, near_write, Direction::Down, condition, &passed_down) => {}
         _ = cut.wait_for(|now| *now == Condition::Cut) => {}
     }
 }
@@ -147,6 +162,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     direction: Direction,
     mut condition: watch::Receiver<Condition>,
+    passed: &AtomicU64,
 ) {
     let mut piece = vec![0; PIECE_BYTES];
     let (mut frames, mut meddler) = (Frames::default(), Meddler::default());
@@ -186,6 +202,7 @@ async fn pump(
         if condition.wait_for(|now| !now.stalls(direction)).await.is_err() || to.write_all(&bytes).await.is_err() {
             return;
         }
+        passed.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
     }
 }
 

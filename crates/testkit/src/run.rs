@@ -167,8 +167,13 @@ async fn judged(
             }
             if told.elapsed() > TELL_EVERY {
                 told = Instant::now();
-                say(format!("{:4.0} s: {} of {} orders begun, {} open", begun.elapsed().as_secs_f64(),
-                    ledger.begun(), plan.orders(), ledger.open.get()));
+                say(format!(
+                    "{:4.0} s: {} of {} orders begun, {} open",
+                    begun.elapsed().as_secs_f64(),
+                    ledger.begun(),
+                    plan.orders(),
+                    ledger.open.get()
+                ));
             }
             if let Some(settling) = &mut settling
                 && settling.is_over(&watched, &operator).await?
