@@ -10,6 +10,7 @@ mod faults;
 pub mod frames;
 pub mod link;
 pub mod memory;
+pub mod parsers;
 pub mod plan;
 pub mod process;
 pub mod random;

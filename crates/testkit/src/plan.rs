@@ -27,13 +27,16 @@ pub struct Settings {
     pub clients: usize,
     /// Whether live orders are dropped on their way too. See [`Fault::DropOrders`].
     pub drops: bool,
+    /// Whether an operator sends at the end what killed clients have left unsent. Without it, Steward has to do so by
+    /// itself.
+    pub resume: bool,
     /// Over what time to spread it all; `None`: as fast as it goes.
     pub lasts: Option<Duration>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, orders: 2000, nodes: 5, faults: 20, clients: 3, drops: false, lasts: None }
+        Self { seed: 1, orders: 2000, nodes: 5, faults: 20, clients: 3, drops: false, resume: true, lasts: None }
     }
 }
 

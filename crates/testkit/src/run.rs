@@ -156,7 +156,7 @@ async fn judged(
                     done?;
                     mend(system);
                     faults.tell("all is mended".to_owned());
-                    settling = Some(Settling::begin(&watched, begun));
+                    settling = Some(Settling::begin(&watched, begun, settings.resume));
                     say(format!("all is placed and mended after {:.0} s; {} orders are open",
                         begun.elapsed().as_secs_f64(), ledger.open.get()));
                 }
@@ -265,11 +265,12 @@ struct Settling {
     placed: Duration,
     limit: Duration,
     orders_per_s: f64,
+    resumes: bool,
     resumed: Option<usize>,
 }
 
 impl Settling {
-    fn begin(watched: &RefCell<Watched>, begun: Instant) -> Self {
+    fn begin(watched: &RefCell<Watched>, begun: Instant, resumes: bool) -> Self {
         let placed = begun.elapsed();
         let watched = watched.borrow();
         // Counts far below 2^52 are exact.
@@ -278,7 +279,7 @@ impl Settling {
         let orders_per_s = ended / placed.as_secs_f64().max(0.1);
         let machine = Duration::from_secs_f64((open / orders_per_s.max(1.0)).min(3600.0));
         let limit = LIFE_SIGN_INTERVAL * INTERVALS_MAX + watched.own_time() + machine;
-        Self { mended: Instant::now(), placed, limit, orders_per_s, resumed: None }
+        Self { mended: Instant::now(), placed, limit, orders_per_s, resumes, resumed: None }
     }
 
     /// Whether all orders have ended, or there is no hope any more.
@@ -291,13 +292,21 @@ impl Settling {
         if known == 0 || open > 0 {
             return Ok(false);
         }
-        if self.resumed.is_none() {
-            // What killed clients have left is now sent by an operator, and has to be settled as well.
-            self.resumed = resume(watched, operator).await.ok();
-            sleep(LOOK_EVERY).await;
-            return Ok(false);
+        if self.resumed.is_some() {
+            return Ok(true);
         }
-        Ok(true)
+        // What killed clients have left is sent by an operator now, and has to be settled as well.
+        let unsent = unsent(watched, operator).await?;
+        if !self.resumes && !unsent.is_empty() {
+            // Somebody else has to, in time.
+            return Ok(self.mended.elapsed() > self.limit);
+        }
+        for job in &unsent {
+            operator.send_again(job).await?;
+        }
+        self.resumed = Some(unsent.len());
+        sleep(LOOK_EVERY).await;
+        Ok(false)
     }
 
     fn outcome(&self, watched: &RefCell<Watched>) -> Settled {
@@ -324,22 +333,18 @@ async fn records(operator: &Fleet) -> Result<BTreeMap<JobId, u32>, KitError> {
     Ok(values.iter().filter_map(read).map(|record| (record.job, record.targets)).collect())
 }
 
-/// Sends what is missing of jobs that are stored.
-async fn resume(watched: &RefCell<Watched>, operator: &Fleet) -> Result<usize, KitError> {
+/// The jobs that are stored, and of which orders are missing.
+async fn unsent(watched: &RefCell<Watched>, operator: &Fleet) -> Result<Vec<JobId>, KitError> {
     let mut stored = BTreeMap::<JobId, std::collections::BTreeSet<String>>::new();
     let (orders, _) = watched.borrow().evidence();
     for order in orders.iter().filter_map(|order| Order::parse(&order.body).ok()) {
         stored.entry(order.job).or_default().insert(order.to.name.to_string());
     }
-    let mut resumed = 0;
-    for (job, targets) in records(operator).await? {
+    let wanting = |(job, targets): (JobId, u32)| {
         let found = stored.get(&job).map_or(0, std::collections::BTreeSet::len);
-        if u32::try_from(found).unwrap_or(u32::MAX) < targets {
-            operator.send_again(&job).await?;
-            resumed += 1;
-        }
-    }
-    Ok(resumed)
+        (u32::try_from(found).unwrap_or(u32::MAX) < targets).then_some(job)
+    };
+    Ok(records(operator).await?.into_iter().filter_map(wanting).collect())
 }
 
 async fn gather(system: &System, operator: &Fleet, ledger: &Ledger) -> Result<Evidence, KitError> {

@@ -11,7 +11,7 @@ use testkit::system::program;
 const HELP: &str = "\
 Break a running system in every way, and check that no order was lost, run twice or left unaccounted for.
 
-Usage: bench/chaos [--seed N] [--orders N] [--nodes N] [--faults N] [--clients N] [--for DUR] [--drops] [--keep] [-o json]
+Usage: bench/chaos [--seed N] [--orders N] [--nodes N] [--faults N] [--clients N] [--for DUR] [--drops] [--no-resume] [--keep] [-o json]
 
   --seed N      what jobs and faults are drawn from [default: 1]
   --orders N    how many orders, one for each (job, node) [default: 2000]
@@ -20,6 +20,7 @@ Usage: bench/chaos [--seed N] [--orders N] [--nodes N] [--faults N] [--clients N
   --clients N   how many clients order at once, besides one that runs `steward run` [default: 3]
   --for DUR     spread it over this time, like 10m [default: as fast as it goes]
   --drops       lose live orders too while the link stays up
+  --no-resume   do not send at the end what killed clients have left unsent: Steward has to do it
   --keep        keep all files of a good run as well
   -o json       print one JSON object
 
@@ -79,6 +80,7 @@ fn read(mut arguments: impl Iterator<Item = String>) -> Result<Option<Asked>, St
             "--clients" => settings.clients = number(value()?)?.max(1),
             "--for" => settings.lasts = Some(units::parse_duration(&value()?).map_err(|error| error.to_string())?),
             "--drops" => settings.drops = true,
+            "--no-resume" => settings.resume = false,
             "--keep" => asked.keep = true,
             "-o" | "--output" => match value()?.as_str() {
                 "json" => asked.json = true,
