@@ -147,6 +147,40 @@ pub(crate) fn of_system(home: &Path) -> Vec<i32> {
     pids().filter(|pid| environment(*pid).split(|byte| *byte == 0).any(|variable| variable == mark)).collect()
 }
 
+/// Ends what is left of a system when this program is killed and can do so no more.
+///
+/// It holds the reading end of a pipe of which only this program has the other: its end tells of ours.
+#[derive(Debug)]
+pub(crate) struct Watchdog(Child);
+
+/// `$1` is the mark, `$2` a disk that may be mounted. Twice, since one may just be starting another.
+const WATCH: &str = r#"
+read -r _
+for _ in 1 2; do
+  for pid in $(grep -alzxF "$1" /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3); do kill -9 "$pid"; done
+  sleep 0.2
+done
+umount -l "$2"
+"#;
+
+impl Watchdog {
+    pub(crate) fn start(home: &Path, disk: Option<&Path>) -> io::Result<Self> {
+        let mark = format!("{MARK}={}", home.display());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", WATCH, "watchdog", &mark]).arg(disk.unwrap_or(Path::new("/nonexistent")));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        command.spawn().map(Self)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // All has been ended by then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The children of a process.
 pub(crate) fn children(parent: i32) -> Vec<i32> {
     pids()

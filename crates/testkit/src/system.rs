@@ -14,7 +14,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use crate::link::Link;
-use crate::process::{Process, Recipe, children, of_system, signal};
+use crate::process::{Process, Recipe, Watchdog, children, of_system, signal};
 
 /// How long a part may take to get ready.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -89,7 +89,8 @@ pub struct Agent {
     pub state: PathBuf,
 }
 
-/// A running system. Dropping it ends and removes everything, unless it was told to keep its files.
+/// A running system. Dropping it ends and removes everything, unless it was told to keep its files. When this program is
+/// killed, its processes are ended all the same, and the files stay.
 #[derive(Debug)]
 pub struct System {
     home: PathBuf,
@@ -105,6 +106,8 @@ pub struct System {
     /// What could not be had here, as sentences.
     pub left_out: Vec<String>,
     keep: bool,
+    /// Dropped last, when there is nothing left to end.
+    _watchdog: Watchdog,
 }
 
 /// The program under test: `STEWARD_PROGRAM`, or what was built beside this one.
@@ -134,6 +137,8 @@ impl System {
         for part in ["logs", "witness", "bundles", "nodes"] {
             std::fs::create_dir(home.join(part)).map_err(KitError::io(format!("make the directory {part}")))?;
         }
+        let small_disk = home.join("nodes").join(format!("n{nodes}"));
+        let watchdog = Watchdog::start(&home, Some(&small_disk)).map_err(KitError::io("start a watchdog"))?;
         // From here on the parts are in a value that ends them when something goes wrong.
         let mut starting = Starting { home: home.clone(), armed: true };
         run_program(program, &home, &["init"])?;
@@ -178,6 +183,7 @@ impl System {
             small_disk: None,
             left_out: Vec::new(),
             keep: false,
+            _watchdog: watchdog,
         };
         system.mount_small_disk();
         for agent in &system.agents {

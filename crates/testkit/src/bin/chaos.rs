@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         let program = program()?;
         tokio::select! {
             ran = Box::pin(run(&program, &asked.settings, asked.keep, &mut say)) => ran,
-            _ = tokio::signal::ctrl_c() => Err(testkit::system::KitError::Wrong("stopped by Ctrl-C".into())),
+            () = stopped() => Err(testkit::system::KitError::Wrong("stopped by a signal".into())),
         }
     });
     match ran {
@@ -63,6 +63,16 @@ fn main() -> ExitCode {
             let text = if asked.json { json(&report) } else { human(&report) };
             print(&text, if report.is_good() { ExitCode::SUCCESS } else { ExitCode::from(3) })
         }
+    }
+}
+
+/// Ctrl-C, or SIGTERM. Where signals cannot be heard, nothing comes of it: the watchdog cleans up then.
+async fn stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        heard = tokio::signal::ctrl_c() => if heard.is_err() { std::future::pending().await },
+        _ = term.recv() => {}
     }
 }
 
