@@ -188,7 +188,7 @@ impl Scan {
                     code => {
                         let said = answer.description.unwrap_or_else(|| "nobody answers there any more".into());
                         let what = format!("a read of {}", self.stream);
-                        return Err(BusError::Broker { what, code: code.into(), description: said.to_string() });
+                        return Err(BusError::Broker { what, code: code.into(), description: said });
                     }
                 }
                 self.outstanding = 0;
