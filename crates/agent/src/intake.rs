@@ -424,10 +424,18 @@ impl Intake {
         loop {
             let mut messages = Vec::new();
             let mut done = false;
+            let mut broken = None;
             while messages.len() < BATCH_MAX {
-                let Some(message) = scan.next().await.map_err(|error| error.to_string())? else {
-                    done = true;
-                    break;
+                let message = match scan.next().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => {
+                        done = true;
+                        break;
+                    }
+                    Err(error) => {
+                        broken = Some(error.to_string());
+                        break;
+                    }
                 };
                 floor = floor.max(message.sequence);
                 if message.sequence > self.chain.head(&message.subject) {
@@ -444,6 +452,11 @@ impl Intake {
             if let Err(error) = self.journal_batch(batch).await {
                 self.fall_back(&error).await;
                 return Err(error.to_string());
+            }
+            // Only now: what was decided about has moved its heads, and must be journaled whatever follows. Dropped,
+            // it would count as seen in the next catch-up, and be lost for ever.
+            if let Some(broken) = broken {
+                return Err(broken);
             }
             if done {
                 break;

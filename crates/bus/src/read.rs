@@ -176,10 +176,20 @@ impl Scan {
                 .await
                 .map_err(|_| silent())?
                 .ok_or(BusError::Disconnected)?;
-            if answer.status.is_some() {
-                // 404 no messages, 408 batch complete: some were deleted since they were counted.
-                if self.outstanding == BATCH.min(self.pending) || answer.status.is_some_and(|s| s.as_u16() == 404) {
-                    self.pending = 0;
+            if let Some(status) = answer.status {
+                match status.as_u16() {
+                    // No messages: some were deleted since they were counted.
+                    404 => self.pending = 0,
+                    // The batch is complete; when nothing came, they are all gone.
+                    408 if self.outstanding == BATCH.min(self.pending) => self.pending = 0,
+                    408 => {}
+                    // The consumer is gone, with the broker's memory or since it was left alone for too long: what it
+                    // had not delivered yet has not been read.
+                    code => {
+                        let said = answer.description.unwrap_or_else(|| "nobody answers there any more".into());
+                        let what = format!("a read of {}", self.stream);
+                        return Err(BusError::Broker { what, code: code.into(), description: said });
+                    }
                 }
                 self.outstanding = 0;
                 continue;
