@@ -87,8 +87,7 @@ impl Processes {
         counters: Arc<Counters>,
         methods_dir: PathBuf,
         (keeper, at_stop): (keeper::Client, AtStop),
-        degraded: watch::Sender<Option<String>>,
-        cloned: watch::Receiver<Option<String>>,
+        (degraded, cloned): (watch::Sender<Option<String>>, watch::Receiver<Option<String>>),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
         Arc::new(Self {

@@ -88,8 +88,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         Arc::clone(&counters),
         options.state_dir.join("methods.d"),
         (keeper, options.at_stop),
-        degraded.clone(),
-        cloned_seen.clone(),
+        (degraded.clone(), cloned_seen.clone()),
     );
     tracing::info!(
         node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,

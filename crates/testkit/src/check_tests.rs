@@ -67,6 +67,7 @@ impl Made {
     fn answer(&mut self, order: &Order, states: &[State], exit_code: Option<i32>) {
         let history = history(states);
         let reply = Reply {
+            clock_error_ms: None,
             v: WIRE_VERSION,
             kind: message::reply::ReplyKind::Reply,
             order: order.id,

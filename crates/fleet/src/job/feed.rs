@@ -20,7 +20,7 @@ const QUIET_MAX: Duration = Duration::from_secs(3);
 /// What is said about one job.
 pub(super) enum Feed {
     Live(Box<Live>),
-    Steady(Steady),
+    Steady(Box<Steady>),
 }
 
 /// The live part.
@@ -71,7 +71,7 @@ impl Live {
 impl Feed {
     /// All that is stored of a job, and what comes.
     pub(super) async fn steady(bus: &Bus, filters: Vec<String>) -> Result<Self, BusError> {
-        Ok(Self::Steady(Steady::open(bus, REPLIES, filters, Start::First).await?))
+        Ok(Self::Steady(Box::new(Steady::open(bus, REPLIES, filters, Start::First).await?)))
     }
 
     /// The next message; some come twice. May be cancelled at any time.
@@ -84,7 +84,7 @@ impl Feed {
                         return Ok(message);
                     }
                     let filters = std::mem::take(&mut live.filters);
-                    *self = Self::Steady(Steady::later(&live.bus, REPLIES, filters, Start::First));
+                    *self = Self::Steady(Box::new(Steady::later(&live.bus, REPLIES, filters, Start::First)));
                 }
             }
         }
