@@ -37,7 +37,8 @@ pub(crate) fn claim(sign: &LifeSign, age: Duration, instance: InstanceId, seat: 
     if sign.seat.as_deref() == Some(seat) {
         return Claim::Free;
     }
-    match interval.checked_sub(age) {
+    // One sign may have been late or lost; the second is not.
+    match interval.saturating_mul(2).checked_sub(age) {
         Some(due) => Claim::Wait(due + LATE),
         None => Claim::Free,
     }
@@ -115,10 +116,10 @@ mod tests {
 
     #[test]
     fn the_same_journal_elsewhere_waits_until_the_other_would_have_spoken() {
-        assert_eq!(judged(&sign(Condition::Up), 5, 1, "elsewhere"), Claim::Wait(Duration::from_secs(11)));
-        assert_eq!(judged(&sign(Condition::Up), 16, 1, "elsewhere"), Claim::Free);
+        assert_eq!(judged(&sign(Condition::Up), 5, 1, "elsewhere"), Claim::Wait(Duration::from_secs(26)));
+        assert_eq!(judged(&sign(Condition::Up), 31, 1, "elsewhere"), Claim::Free);
         let old = LifeSign { seat: None, ..sign(Condition::Up) };
-        assert_eq!(judged(&old, 15, 1, "here"), Claim::Wait(LATE));
+        assert_eq!(judged(&old, 30, 1, "here"), Claim::Wait(LATE));
     }
 
     #[test]

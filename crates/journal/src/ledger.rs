@@ -207,9 +207,7 @@ impl Ledger {
         let result = (|| {
             let txn = begin(&db)?;
             let pruned = store::prune(&txn, watermark)?;
-            if pruned > 0 {
-                commit(txn)?;
-            }
+            commit(txn)?;
             Ok(pruned)
         })();
         if result.is_err() {
