@@ -47,7 +47,8 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
-        Verb::Bench(args) => serving(bench::run(args, unlimited("bench", s)?)),
+        // One thread, like `run` itself, whose times are wanted.
+        Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),
         Verb::Ps(args) => quick(ps::run(args, s)),
         Verb::Doctor(args) => quick(bounded(s.global.timeout, doctor::run(args, s))),
         Verb::Init(args) => init::run(args, s),
