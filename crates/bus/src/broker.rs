@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::Trust;
-pub use conf::SyncInterval;
+pub use conf::{Cluster, SyncInterval};
 pub use error::BrokerError;
 pub use find::{Finding, NoServer, OLDEST, Server, VARIABLE, Version, find_server, first_of};
 use launch::{Plan, Running};
@@ -57,6 +57,8 @@ pub struct BrokerConfig {
     pub server: Option<PathBuf>,
     /// Its name in greetings, logs and clusters.
     pub server_name: String,
+    /// Its place in a cluster; `None`: it is alone.
+    pub cluster: Option<Cluster>,
     /// What a power cut may take.
     pub sync: SyncInterval,
     /// The largest message.
@@ -77,6 +79,7 @@ impl BrokerConfig {
             trust,
             server: None,
             server_name: "steward".to_owned(),
+            cluster: None,
             sync: SyncInterval::Within(Duration::from_secs(1)),
             payload_bytes_max: 1 << 20,
             store_bytes_max: None,
@@ -172,6 +175,7 @@ impl Broker {
             listen,
             server_name: &config.server_name,
             dir: dir.to_str().ok_or_else(|| BrokerError::Path(dir.clone()))?,
+            cluster: config.cluster.as_ref(),
             sync: config.sync,
             payload_bytes_max: config.payload_bytes_max,
             store_bytes_max,

@@ -25,8 +25,18 @@ const LOG_BYTES_MAX: u32 = 16 << 20;
 /// Far above what one machine can serve; the system's limit of open files is met before.
 const CONNECTIONS_MAX: u32 = 1_000_000;
 
+/// One server's place in a cluster of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    /// Where the other servers reach this one.
+    pub listen: SocketAddr,
+    /// Where this server reaches the others: host and port each.
+    pub routes: Vec<String>,
+}
+
 /// What differs from one broker to the next.
 pub(super) struct Conf<'a> {
+    pub(super) cluster: Option<&'a Cluster>,
     pub(super) listen: SocketAddr,
     pub(super) server_name: &'a str,
     /// Absolute; UTF-8, as nats-server's configuration is.
@@ -82,6 +92,12 @@ impl Conf<'_> {
             let _ = writeln!(text, "  {account}: {}", quote(jwt)); // writing to a String cannot fail
         }
         text.push_str("}\n");
+        if let Some(cluster) = self.cluster {
+            let routes: Vec<String> = cluster.routes.iter().map(|route| quote(&format!("nats://{route}"))).collect();
+            let (listen, routes) = (quote(&cluster.listen.to_string()), routes.join(", "));
+            // writing to a String cannot fail
+            let _ = writeln!(text, "cluster {{\n  name: \"steward\"\n  listen: {listen}\n  routes: [{routes}]\n}}");
+        }
         text
     }
 }
