@@ -25,6 +25,9 @@ use crate::twin::{self, Claim};
 /// Between two tries to speak when the broker does not confirm.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Two who speak over each other get out of step by this much.
+const TWIN_JITTER_MS: u64 = 50;
+
 /// Everything that a life sign tells about.
 pub(crate) struct Presence {
     pub(crate) bus: Bus,
@@ -204,10 +207,9 @@ impl Presence {
         self.revision.store(found.as_ref().map_or(0, |found| found.sequence), Ordering::Relaxed);
         match found.and_then(|found| self.own_sign(&found)) {
             Some(other) if twin::is_twin(&other, self.identity.boot) => {
-                let known = self.twin_heard.is_some();
                 self.meet(&other);
-                // The first time at once, so that the other learns of it; then both in their rhythm.
-                if known { self.jittered() } else { Duration::ZERO }
+                // At once, each time: who waited for its turn would never be heard by the other.
+                Duration::from_millis(clock::jitter(TWIN_JITTER_MS))
             }
             _ => Duration::ZERO,
         }
