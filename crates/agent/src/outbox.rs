@@ -13,7 +13,7 @@ use bus::{Bus, BusError, Headers};
 use bytes::Bytes;
 use journal::{Entry, Journal, JournalError, OutputRow, Write};
 use message::{OrderId, Seal, reply};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -147,12 +147,14 @@ impl Outbox {
         self.bus.publish(&subject, headers, bytes).await.map(|_| ())
     }
 
-    /// Tries again what is in the journal, whenever the link comes up and as long as something fails.
-    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    /// Tries again what is in the journal, whenever the link comes up and as long as something fails. Not while another
+    /// agent lives under this name: what this journal holds may be the other's past, and the other knows better.
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken, mut cloned: watch::Receiver<Option<String>>) {
         let mut link = self.bus.link();
         let mut wait = RETRY_FIRST;
         loop {
-            if self.bus.is_up() && self.behind.swap(false, Ordering::Relaxed) {
+            let alone = cloned.borrow_and_update().is_none();
+            if alone && self.bus.is_up() && self.behind.swap(false, Ordering::Relaxed) {
                 match self.send_again().await {
                     Ok(()) => wait = RETRY_FIRST,
                     Err(problem) => {
@@ -162,9 +164,14 @@ impl Outbox {
                     }
                 }
             }
-            let behind = self.behind.load(Ordering::Relaxed);
+            let behind = alone && self.behind.load(Ordering::Relaxed);
             tokio::select! {
                 () = cancel.cancelled() => return,
+                changed = cloned.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
                 () = self.wake.notified() => tokio::time::sleep(RETRY_FIRST).await,
                 changed = link.changed() => {
                     if changed.is_err() {

@@ -147,9 +147,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         });
     }
     {
-        let (outbox, stop) = (Arc::clone(&outbox), stop.clone());
+        let (outbox, stop, cloned) = (Arc::clone(&outbox), stop.clone(), cloned_seen.clone());
         tasks.spawn(async move {
-            outbox.run(stop).await;
+            outbox.run(stop, cloned).await;
             ("outbox", Ok(()))
         });
     }
