@@ -201,6 +201,11 @@ impl Scan {
         }
     }
 
+    /// Ends a scan before its end: the broker need not keep its consumer until it is forgotten.
+    pub async fn close(mut self) {
+        self.delete().await;
+    }
+
     async fn ask(&mut self) -> Result<(), BusError> {
         let batch = BATCH.min(self.pending);
         let subject = format!("{}.CONSUMER.MSG.NEXT.{}.{}", self.bus.api_prefix, self.stream, self.consumer);

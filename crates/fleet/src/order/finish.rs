@@ -11,7 +11,7 @@ use bus::{Message, Scan, Start};
 use bytes::Bytes;
 use message::{JobId, JobRecord, Order, OrderId, ReplySubject, Timestamp};
 
-use super::EXPIRES_MAX;
+use super::{EXPIRES_MAX, PATIENCE};
 use crate::connection::Fleet;
 use crate::error::FleetError;
 use crate::job::{REPLIES, StoredJob, open_record};
@@ -20,8 +20,9 @@ use crate::job::{REPLIES, StoredJob, open_record};
 const PROGRESS_KEY: &str = "lease.finish";
 /// The stream of orders.
 const COMMANDS: &str = "COMMANDS";
-/// At most so many records are looked at in one round.
+/// At most so many records, and about so many bytes of them, are looked at in one round.
 const ROUND_MAX: usize = 512;
+const ROUND_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What came of a round.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -51,16 +52,23 @@ impl Fleet {
         let mut scan = Scan::open(self.bus(), &format!("KV_{JOBS}"), &[format!("$KV.{JOBS}.*")], start).await?;
         let now = scan.opened_at();
         let (mut finished, mut next) = (Finished::default(), None);
-        let mut failed = None;
+        // Read first and looked at later: that may take longer than the broker keeps a reader that asks for nothing.
+        let (mut records, mut bytes) = (Vec::new(), 0);
         while let Some(message) = scan.next().await? {
             // By the broker's clock alone, as both times are its own.
             if message.stored_at.plus(patience) > now {
                 break;
             }
-            if finished.looked_at >= ROUND_MAX {
+            if records.len() >= ROUND_MAX || bytes >= ROUND_BYTES_MAX {
                 finished.more = true;
                 break;
             }
+            bytes += message.payload.len();
+            records.push(message);
+        }
+        scan.close().await;
+        let mut failed = None;
+        for message in records {
             finished.looked_at += 1;
             match self.finish(&message, now).await {
                 Ok(sent) => finished.sent.extend(sent),
@@ -122,13 +130,18 @@ impl Fleet {
             Some(last) if last.stored_at < stored_at => return Ok(false),
             Some(_) => {}
         }
+        // Its client sent it soon after it had stored the job, or never: what waits behind need not be read.
+        let last = stored_at.plus(PATIENCE * 2);
         let mut scan = Scan::open(self.bus(), COMMANDS, &[subject], Start::Time(stored_at)).await?;
-        while let Some(message) = scan.next().await? {
-            if has_id(&message, only.id) {
-                return Ok(true);
+        let mut found = false;
+        while !found && let Some(message) = scan.next().await? {
+            found = has_id(&message, only.id);
+            if message.stored_at > last {
+                break;
             }
         }
-        Ok(false)
+        scan.close().await;
+        Ok(found)
     }
 }
 
