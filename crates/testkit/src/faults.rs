@@ -269,9 +269,13 @@ impl Faults<'_> {
     pub(crate) async fn look_after(&self) -> Result<(), KitError> {
         loop {
             for (index, agent) in self.system.agents.iter().enumerate() {
-                if !self.broken.borrow().contains(&Part::Agent(index))
-                    && let Some(status) = self.system.agent(index).ended()
-                {
+                // An end is told once: who asks while a fault has the agent in hand would miss it.
+                if self.broken.borrow().contains(&Part::Agent(index)) {
+                    continue;
+                }
+                // Its process must not be held while it is started again.
+                let ended = self.system.agent(index).ended();
+                if let Some(status) = ended {
                     self.count("ended_by_itself");
                     self.tell(format!("agent {} ended by itself: {status}", agent.name));
                     self.system.agent(index).start().map_err(KitError::io("start an agent again"))?;
