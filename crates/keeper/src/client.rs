@@ -196,7 +196,8 @@ impl Client {
         }
     }
 
-    /// Goes on with a program that the keeper holds; `None` if there is no keeper any more.
+    /// Goes on with a program that the keeper held when this agent came; `None` if there is no keeper any more. Once for each: what is
+    /// still on its way to an earlier [`Run`] of the same connection would be taken for this one's.
     pub async fn attach(&self, id: Id) -> Option<Run> {
         let link = self.0.link.lock().await.clone()?;
         let run = link.enter(self, id)?;

@@ -209,15 +209,17 @@ async fn without_room_on_disk_a_program_goes_on_and_what_was_cut_is_told() {
         go.display(),
         done.display()
     );
-    let client = agent(dir.path());
-    let run = client.start(id(1), &shell(&line)).await.unwrap();
-    // A directory that is gone takes no file, for whatever user the test runs as.
-    client.leave_running();
+    let first = agent(dir.path());
+    let run = first.start(id(1), &shell(&line)).await.unwrap();
+    first.leave_running();
     drop(run);
+    let second = agent(dir.path());
+    assert_eq!(second.held().await.unwrap(), [id(1)]);
+    // A directory that is gone takes no file, for whatever user the test runs as.
     std::fs::remove_dir_all(dir.path().join("run")).unwrap();
     std::fs::write(&go, "").unwrap();
     eventually("the program goes on", || done.exists()).await;
-    let mut run = client.attach(id(1)).await.unwrap();
+    let mut run = second.attach(id(1)).await.unwrap();
     let (_, out, finished) = to_the_end(&mut run).await;
     let finished = finished.unwrap();
     assert_eq!(finished.end, End::Exited { code: 4 });
