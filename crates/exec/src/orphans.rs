@@ -47,15 +47,21 @@ pub fn end_orphans(variable: &str, values: &[String], grace: Duration) -> usize 
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
     use std::os::unix::process::ExitStatusExt;
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
     #[test]
     fn those_who_carry_the_variable_are_ended_and_nobody_else() {
+        // One process each, which a KILL ends and nothing else; it speaks once it no longer minds a TERM.
         let start = |value: &str| {
-            Command::new("sh").args(["-c", "trap '' TERM; sleep 100"]).env("ORPHAN_TEST", value).spawn().unwrap()
+            let mut command = Command::new("sh");
+            command.args(["-c", "trap '' TERM; echo; exec sleep 100"]).env("ORPHAN_TEST", value);
+            let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+            child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+            child
         };
         let value = format!("one-{}", std::process::id());
         let (mut meant, mut other) = (start(&value), start("another"));
