@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::disk::Directory;
+use crate::disk::{Directory, FILE};
 use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
 use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
@@ -124,8 +124,10 @@ impl Journal {
     /// [`JournalError::InUse`] when another process holds it, [`JournalError::Open`], [`JournalError::Full`] or
     /// [`JournalError::Corrupt`].
     pub fn open(dir: &Path) -> Result<(Self, Opened), JournalError> {
-        let wrong =
-            |error: std::io::Error| JournalError::Open { path: dir.join("journal.redb"), reason: error.to_string() };
+        let wrong = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => JournalError::Full,
+            _ => JournalError::Open { path: dir.join(FILE), reason: error.to_string() },
+        };
         let disk = Directory::new(dir).map_err(wrong)?;
         let (ledger, opened) = Ledger::open(Box::new(disk))?;
         let reader = ledger.reader();

@@ -5,8 +5,6 @@
 
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bus::{Headers, clock};
@@ -33,8 +31,6 @@ const BROKER_BACK_MAX: Duration = Duration::from_secs(30);
 const PROGRAM_MAX: Duration = Duration::from_secs(2);
 /// How long storing a repeated order may take: the broker may be down meanwhile.
 const REPUBLISH_MAX: Duration = Duration::from_secs(5);
-/// What fills the small disk.
-const BALLAST: &str = "ballast";
 
 /// What a fault breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -266,12 +262,11 @@ impl Faults<'_> {
     }
 
     async fn fill_disk(&self, lasts: Duration) {
-        let Some(disk) = self.system.small_disk() else { return };
-        self.count("fill_disk");
-        fill(&disk.join(BALLAST));
-        sleep(lasts).await;
-        // It may not be there when not a byte fitted.
-        let _ = std::fs::remove_file(disk.join(BALLAST));
+        if self.system.fill_small_disk() {
+            self.count("fill_disk");
+            sleep(lasts).await;
+            self.system.empty_small_disk();
+        }
     }
 
     /// Looks after those that end by themselves, as a service manager would, and tells of it.
@@ -302,14 +297,5 @@ impl Faults<'_> {
             process().start().map_err(KitError::io(format!("start {name} again")))?;
         }
         Ok(())
-    }
-}
-
-/// Writes until nothing more fits.
-fn fill(path: &Path) {
-    let Ok(mut file) = std::fs::File::create(path) else { return };
-    for size in [1 << 20, 4096, 1] {
-        let piece = vec![0; size];
-        while file.write_all(&piece).is_ok() {}
     }
 }

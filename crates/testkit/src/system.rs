@@ -5,6 +5,7 @@
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The room of the small disk.
 const SMALL_DISK_BYTES: u64 = 32 << 20;
+
+/// What fills the small disk.
+const BALLAST: &str = "ballast";
 
 /// Why a system does not run, or a run could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -273,6 +277,16 @@ impl System {
         self.agents[index % self.agents.len()].process.borrow_mut()
     }
 
+    /// Stops an agent as a service manager does, and waits for its end.
+    pub async fn end_agent(&self, index: usize) {
+        if let Some(pid) = self.agent(index).pid() {
+            signal(pid, Signal::SIGTERM);
+        }
+        while self.agent(index).pid().is_some() && self.agent(index).ended().is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// The process of the station.
     pub fn station(&self) -> RefMut<'_, Process> {
         self.station.borrow_mut()
@@ -310,6 +324,25 @@ impl System {
     /// Where the last node's journal lies on a disk that is small enough to be filled.
     pub fn small_disk(&self) -> Option<&Path> {
         self.small_disk.as_deref()
+    }
+
+    /// Writes on the small disk until not a byte more fits; `false` if there is none.
+    pub fn fill_small_disk(&self) -> bool {
+        let Some(disk) = self.small_disk() else { return false };
+        let Ok(mut file) = std::fs::File::create(disk.join(BALLAST)) else { return true };
+        for size in [1 << 20, 4096, 1] {
+            let piece = vec![0; size];
+            while file.write_all(&piece).is_ok() {}
+        }
+        true
+    }
+
+    /// Makes room on the small disk again.
+    pub fn empty_small_disk(&self) {
+        if let Some(disk) = self.small_disk() {
+            // It may not be there when not a byte fitted.
+            let _ = std::fs::remove_file(disk.join(BALLAST));
+        }
     }
 
     /// The files stay when it is dropped.
@@ -431,7 +464,7 @@ fn copy_journal(from: &Path, to: &Path) {
     // For whoever looks into a failure; without it there is less to look at.
     let _ = std::fs::create_dir_all(to);
     for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
-        if entry.path().is_file() && entry.file_name() != "ballast" {
+        if entry.path().is_file() && entry.file_name() != BALLAST {
             let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
         }
     }
