@@ -4,13 +4,15 @@
 //! It must take nothing and run nothing: nobody else could know of that.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::time::Duration;
 
 use bus::{Bus, BusError, clock, kv, live};
 use message::registry::{Condition, LifeSignKind};
-use message::{Addressee, InstanceId, LifeSign, WIRE_VERSION};
+use message::{Addressee, InstanceId, LifeSign, Limit, WIRE_VERSION};
 use tokio_util::sync::CancellationToken;
 
+use crate::disk;
 use crate::presence;
 use crate::twin::{self, Claim};
 
@@ -26,6 +28,8 @@ pub(crate) struct Beginner<'a> {
     pub(crate) interval: Duration,
     /// The seat of its journal; `None` if it has none yet, so that nobody has heard of it.
     pub(crate) seat: Option<String>,
+    /// Where its journal is to lie.
+    pub(crate) dir: &'a Path,
 }
 
 impl Beginner<'_> {
@@ -112,6 +116,7 @@ impl Beginner<'_> {
             running: last.running,
             waiting: last.waiting,
             outbox: last.outbox,
+            limits: disk::shortage(self.dir).map(|_| Limit::Disk).into_iter().collect(),
         };
         presence::put(bus, &sign, self.pair, found.sequence).await.map(|_| ())
     }

@@ -48,6 +48,11 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// Whether more is to be told than the broker confirms just now.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.room.available_permits() == 0 || self.counters.outbox.load(Ordering::Relaxed) as usize > IN_FLIGHT_MAX
+    }
+
     pub(crate) fn new(bus: Bus, journal: Journal, identity: Arc<Identity>, counters: Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             bus,

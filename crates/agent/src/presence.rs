@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
+use journal::Journal;
 use message::registry::{Condition, LifeSignKind};
-use message::{LifeSign, PublicKey, Seal, WIRE_VERSION, units};
-use tokio::sync::watch;
+use message::{LifeSign, Limit, PublicKey, Seal, WIRE_VERSION, units};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::disk;
 use crate::options::AgentError;
+use crate::outbox::Outbox;
 use crate::process::Processes;
 use crate::run::Identity;
 use crate::twin::{self, Claim};
@@ -35,6 +37,10 @@ pub(crate) struct Presence {
     pub(crate) counters: Arc<Counters>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) degraded: watch::Receiver<Option<String>>,
+    /// What can be full.
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) journal: Journal,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) interval: Duration,
     /// The seat of the journal.
@@ -138,6 +144,18 @@ impl Presence {
         cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
+    /// What is full just now.
+    fn limits(&self) -> Vec<Limit> {
+        let is_full = |limit: &Limit| match limit {
+            Limit::Disk => self.degraded.borrow().is_some() || disk::shortage(&self.dir).is_some(),
+            Limit::Orders => self.places.available_permits() == 0,
+            Limit::Journal => self.journal.is_at_limit(),
+            Limit::Outbox => self.outbox.is_at_limit(),
+            Limit::Unknown => false,
+        };
+        Limit::ALL.into_iter().filter(is_full).collect()
+    }
+
     fn condition(&self) -> Condition {
         if self.complaint().is_some() { Condition::Degraded } else { Condition::Up }
     }
@@ -232,6 +250,7 @@ impl Presence {
             running: self.counters.running.load(Ordering::Relaxed),
             waiting: self.counters.waiting.load(Ordering::Relaxed),
             outbox: self.counters.outbox.load(Ordering::Relaxed),
+            limits: self.limits(),
         };
         let revision = self.revision.load(Ordering::Relaxed);
         let stored = put(&self.bus, &sign, &self.identity.pair, revision).await?;

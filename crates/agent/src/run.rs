@@ -67,7 +67,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let interval = config.life_sign.unwrap_or(options.life_sign_interval);
     let has_journal = options.state_dir.join(journal::FILE).exists();
     let seat = has_journal.then(|| twin::seat(&options.state_dir));
-    let beginner = Beginner { me: &me, pair: &pair, boot, interval, seat };
+    let beginner = Beginner { me: &me, pair: &pair, boot, interval, seat, dir: &options.state_dir };
     let reach = async || connect(&options, credentials.clone()).await.ok();
     let full = |error: &JournalError| *error == JournalError::Full;
     let open = beginner.until(async || Journal::open(&options.state_dir), full, reach, &cancel).await?;
@@ -120,12 +120,16 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
     let (revision, heard_floor) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let places = Arc::new(Semaphore::new(PLACES));
     let mut presence = Presence {
         bus: bus.clone(),
         identity: Arc::clone(&identity),
         counters: Arc::clone(&counters),
         processes: Arc::clone(&processes),
         degraded: degraded_seen,
+        places: Arc::clone(&places),
+        journal: journal.clone(),
+        outbox: Arc::clone(&outbox),
         floor: Arc::clone(&floor),
         interval,
         seat: twin::seat(&options.state_dir),
@@ -142,7 +146,6 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     }
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
-    let places = Arc::new(Semaphore::new(PLACES));
     adopt(&processes, &places, &opened.unsettled, held).await;
     let resumed = resume(&processes, &places, &opened.unsettled);
 

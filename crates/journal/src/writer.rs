@@ -136,6 +136,11 @@ impl Journal {
         Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), reader }, opened))
     }
 
+    /// Whether as much waits to be written as may.
+    pub fn is_at_limit(&self) -> bool {
+        self.room.available_permits() == 0
+    }
+
     /// Writes all of `writes` or none; returns when they are on disk.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fleet::{Gather, OrderRequest, PlacedJob};
-use message::{NodeName, NodeState, State, Token};
+use message::{Limit, NodeName, NodeState, State, Token};
 use testkit::plan::Work;
 use testkit::system::System;
 
@@ -63,7 +63,8 @@ async fn an_agent_that_starts_on_a_full_disk_waits_for_room_and_says_so() {
     eventually("the node says that its disk is full", async || {
         let node = operator.nodes().await.unwrap().nodes.remove(0);
         let reason = node.sign.as_ref().and_then(|sign| sign.reason.clone()).unwrap_or_default();
-        node.vitality.state == NodeState::Degraded && reason.contains("full")
+        let limits = node.sign.map(|sign| sign.limits).unwrap_or_default();
+        node.vitality.state == NodeState::Degraded && reason.contains("full") && limits.contains(&Limit::Disk)
     })
     .await;
     assert!(system.agent(0).ended().is_none(), "{}", log(&system));
