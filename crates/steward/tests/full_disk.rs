@@ -1,6 +1,6 @@
 //! A full disk at the unit: it says so, keeps what it has, and goes on when there is room, also if it starts like that.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may end where it stands, and says what it saw")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

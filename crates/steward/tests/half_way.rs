@@ -1,6 +1,6 @@
 //! A client that is killed half-way through a thousand targets leaves a job that is ordered wholly, or not at all.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it stands")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may end where it stands, and says what it saw")]
 
 use std::collections::BTreeMap;
 use std::path::Path;
