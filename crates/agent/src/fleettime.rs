@@ -5,47 +5,32 @@
 //! moment at which the broker stored the order; and never earlier than the latest time that an operator signed
 //! (the watermark), which no broker can turn back.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 use message::Timestamp;
 
-/// The broker's clock, as this node last read it.
-#[derive(Debug, Default)]
-pub(crate) struct FleetTime {
-    read: Mutex<Option<Reading>>,
-}
+pub(crate) use bus::clock::BrokerTime as FleetTime;
 
-#[derive(Debug, Clone, Copy)]
-struct Reading {
-    broker: Timestamp,
-    /// This node's own clock at the same moment.
-    own: Timestamp,
-    at: Instant,
-}
-
-impl FleetTime {
-    /// The broker has just said what time it is.
-    pub(crate) fn read(&self, broker: Timestamp, own: Timestamp) {
-        *self.read.lock().unwrap_or_else(PoisonError::into_inner) = Some(Reading { broker, own, at: Instant::now() });
-    }
-
-    /// The broker's time now; `None` before it was read.
-    pub(crate) fn now(&self) -> Option<Timestamp> {
-        let reading = (*self.read.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some(reading.broker.plus(reading.at.elapsed()))
-    }
-
-    /// By how many milliseconds this node's clock was ahead of the broker's when it was last read.
-    pub(crate) fn error_ms(&self) -> Option<i64> {
-        let reading = (*self.read.lock().unwrap_or_else(PoisonError::into_inner))?;
-        Some(reading.own.as_ms().saturating_sub(reading.broker.as_ms()))
-    }
-}
+/// By how much a signed time may be ahead of every clock that is known here and still be believed: clocks that are set
+/// by NTP, and messages that take their time, are no further apart.
+const AHEAD_MAX: Duration = Duration::from_secs(60);
 
 /// The time by which an order counts as expired.
 pub(crate) fn now_for_expiry(broker: Option<Timestamp>, stored_at: Timestamp, watermark: Timestamp) -> Timestamp {
     broker.unwrap_or_default().max(stored_at).max(watermark)
+}
+
+/// Whether an order's signed time may move the watermark. The clock of who signed it may be wrong as well: a time that is
+/// ahead of the broker's clock *and* of this node's own is a wrong one, and by it valid orders of others would count as
+/// expired. So it takes two of three clocks to move the time.
+pub(crate) fn may_move_watermark(
+    created: Timestamp,
+    watermark: Timestamp,
+    broker: Option<Timestamp>,
+    stored_at: Timestamp,
+    own: Timestamp,
+) -> bool {
+    created > watermark && created <= broker.unwrap_or_default().max(stored_at).max(own).plus(AHEAD_MAX)
 }
 
 #[cfg(test)]
@@ -58,17 +43,31 @@ mod tests {
         Timestamp::from_ms(NOON.as_ms() + ms)
     }
 
+    const DAY: i64 = 24 * 3600 * 1000;
+
     #[test]
     fn the_nodes_own_clock_plays_no_part() {
         let time = FleetTime::default();
-        assert_eq!(time.now(), None);
-        let day = 24 * 3600 * 1000;
-        for own in [at(-day), at(0), at(day)] {
-            time.read(NOON, own);
-            let now = time.now().unwrap();
-            assert!(now >= NOON && now < at(60_000));
-            assert_eq!(time.error_ms(), Some(own.as_ms() - NOON.as_ms()));
+        assert_eq!((time.now(), time.error_ms(NOON)), (None, None));
+        time.read(NOON);
+        let now = time.now().unwrap();
+        assert!(now >= NOON && now < at(60_000));
+        for own in [-DAY, 0, DAY] {
+            // What it is now, and not what it was when the broker was asked: a clock may be set meanwhile.
+            let error = time.error_ms(at(own)).unwrap();
+            assert!(error <= own && error > own - 60_000, "{error}");
         }
+    }
+
+    #[test]
+    fn it_takes_two_of_three_clocks_to_move_the_time() {
+        let moves =
+            |signed, broker, own| may_move_watermark(at(signed), at(-2 * DAY), Some(at(broker)), at(broker), at(own));
+        assert!(moves(0, 0, 0) && moves(0, 0, -DAY) && moves(0, 0, DAY) && moves(-DAY, 0, 0));
+        assert!(moves(0, -DAY, 0), "a broker whose clock was turned back");
+        assert!(!moves(DAY, 0, 0), "an operator whose clock is a day ahead");
+        assert!(!moves(DAY, 0, -DAY));
+        assert!(!may_move_watermark(at(0), at(0), None, at(0), at(0)), "it never falls");
     }
 
     #[test]

@@ -46,8 +46,6 @@ const CATCH_UP_RETRY_MAX: Duration = Duration::from_secs(20);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The most sequences remembered as counted.
 const NOTED_MAX: usize = 4096;
-/// By how much a signed time may lie ahead of this node's clock and still move the watermark.
-const WATERMARK_LEAP_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything intake works with.
 pub(crate) struct Intake {
@@ -233,7 +231,15 @@ impl Intake {
                 return true;
             }
         }
-        self.see_time(order.created);
+        if fleettime::may_move_watermark(
+            order.created,
+            self.watermark,
+            self.identity.time.now(),
+            message.stored_at,
+            clock::now(),
+        ) {
+            self.watermark = order.created;
+        }
         self.chain.take(&message.subject, message.sequence);
         batch.ids.insert(order.id);
         true
@@ -308,13 +314,6 @@ impl Intake {
             self.noted.pop_first();
         }
         false
-    }
-
-    /// Moves the watermark of signed times, which never falls.
-    fn see_time(&mut self, created: Timestamp) {
-        if created > self.watermark && created <= clock::now().plus(WATERMARK_LEAP_MAX) {
-            self.watermark = created;
-        }
     }
 
     /// Journals a batch in one commit; then, and only then, tells and runs.
@@ -416,7 +415,7 @@ impl Intake {
         }
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
-        self.identity.time.read(scan.opened_at(), clock::now());
+        self.identity.time.read(scan.opened_at());
         if !greeted {
             self.past.look(&self.bus, &self.identity).await.map_err(|error| error.to_string())?;
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bus::{Bus, BusError, Headers};
+use bus::{Bus, BusError, Headers, clock};
 use bytes::Bytes;
 use journal::{Entry, Journal, JournalError, OutputRow, Write};
 use message::{OrderId, Seal, reply};
@@ -48,6 +48,11 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// Whether more is to be told than the broker confirms just now.
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.room.available_permits() == 0 || self.counters.outbox.load(Ordering::Relaxed) as usize > IN_FLIGHT_MAX
+    }
+
     pub(crate) fn new(bus: Bus, journal: Journal, identity: Arc<Identity>, counters: Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             bus,
@@ -123,7 +128,7 @@ impl Outbox {
 
     async fn publish_reply(&self, entry: &Entry) -> Result<(), BusError> {
         let node = &self.identity.me.name;
-        let reply = report::reply(entry, node, self.identity.time.error_ms());
+        let reply = report::reply(entry, node, self.identity.time.error_ms(clock::now()));
         let bytes = serde_json::to_vec(&reply)
             .map_err(|error| BusError::Other { what: "writing a reply".into(), reason: error.to_string() })?;
         let seal = Seal::over(&bytes, &self.identity.pair)

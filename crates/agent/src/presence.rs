@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
+use journal::Journal;
 use message::registry::{Condition, LifeSignKind};
-use message::{LifeSign, Seal, WIRE_VERSION, units};
-use tokio::sync::watch;
+use message::{LifeSign, Limit, PublicKey, Seal, WIRE_VERSION, units};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::disk;
 use crate::options::AgentError;
+use crate::outbox::Outbox;
 use crate::process::Processes;
 use crate::run::Identity;
 use crate::twin::{self, Claim};
@@ -35,6 +37,10 @@ pub(crate) struct Presence {
     pub(crate) counters: Arc<Counters>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) degraded: watch::Receiver<Option<String>>,
+    /// What can be full.
+    pub(crate) places: Arc<Semaphore>,
+    pub(crate) journal: Journal,
+    pub(crate) outbox: Arc<Outbox>,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) interval: Duration,
     /// The seat of the journal.
@@ -138,14 +144,24 @@ impl Presence {
         cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
+    /// What is full just now.
+    fn limits(&self) -> Vec<Limit> {
+        let is_full = |limit: &Limit| match limit {
+            Limit::Disk => self.degraded.borrow().is_some() || disk::shortage(&self.dir).is_some(),
+            Limit::Orders => self.places.available_permits() == 0,
+            Limit::Journal => self.journal.is_at_limit(),
+            Limit::Outbox => self.outbox.is_at_limit(),
+            Limit::Unknown => false,
+        };
+        Limit::ALL.into_iter().filter(is_full).collect()
+    }
+
     fn condition(&self) -> Condition {
         if self.complaint().is_some() { Condition::Degraded } else { Condition::Up }
     }
 
-    /// A life sign under our name that was really signed with our key.
     fn own_sign(&self, found: &Message) -> Option<LifeSign> {
-        let signer = found.signer().ok()?;
-        (signer == self.identity.me.key).then(|| serde_json::from_slice(&found.payload).ok())?
+        own_sign(found, &self.identity.me.key)
     }
 
     /// Speaks at each interval, and at once when the link or the condition changes.
@@ -234,17 +250,11 @@ impl Presence {
             running: self.counters.running.load(Ordering::Relaxed),
             waiting: self.counters.waiting.load(Ordering::Relaxed),
             outbox: self.counters.outbox.load(Ordering::Relaxed),
+            limits: self.limits(),
         };
-        let bytes = serde_json::to_vec(&sign)
-            .map_err(|error| BusError::Other { what: "writing a life sign".into(), reason: error.to_string() })?;
-        let seal = Seal::over(&bytes, &self.identity.pair)
-            .map_err(|error| BusError::Other { what: "signing a life sign".into(), reason: error.to_string() })?;
-        let key = self.identity.me.name.as_str();
-        let stored = self
-            .bus
-            .kv_put_if(kv::PRESENCE, key, Bytes::from(bytes), Some(&seal), self.revision.load(Ordering::Relaxed))
-            .await?;
-        self.revision.store(stored.sequence, Ordering::Relaxed);
+        let revision = self.revision.load(Ordering::Relaxed);
+        let stored = put(&self.bus, &sign, &self.identity.pair, revision).await?;
+        self.revision.store(stored, Ordering::Relaxed);
         Ok(())
     }
 
@@ -253,4 +263,19 @@ impl Presence {
         let tenth_ms = u64::try_from(self.interval.as_millis() / 10).unwrap_or(0);
         self.interval.saturating_sub(Duration::from_millis(clock::jitter(tenth_ms.max(1))))
     }
+}
+
+/// A life sign under our name that was really signed with our key.
+pub(crate) fn own_sign(found: &Message, key: &PublicKey) -> Option<LifeSign> {
+    let signer = found.signer().ok()?;
+    (signer == *key).then(|| serde_json::from_slice(&found.payload).ok())?
+}
+
+/// Signs a life sign and puts it in the place of that of `revision`; returns the new one's.
+pub(crate) async fn put(bus: &Bus, sign: &LifeSign, pair: &nkeys::KeyPair, revision: u64) -> Result<u64, BusError> {
+    let wrong = |what: &str, reason: String| BusError::Other { what: what.into(), reason };
+    let bytes = serde_json::to_vec(sign).map_err(|error| wrong("writing a life sign", error.to_string()))?;
+    let seal = Seal::over(&bytes, pair).map_err(|error| wrong("signing a life sign", error.to_string()))?;
+    let stored = bus.kv_put_if(kv::PRESENCE, sign.node.as_str(), Bytes::from(bytes), Some(&seal), revision).await?;
+    Ok(stored.sequence)
 }

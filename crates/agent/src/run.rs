@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, ConnectOptions, Credentials, EDGE_API, clock};
-use journal::{Entry, Journal, Opened, Write};
+use journal::{Entry, Journal, JournalError, Opened, Write};
 use message::{Addressee, InstanceId, PublicKey, State};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::begin::Beginner;
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::fleettime::FleetTime;
@@ -60,22 +61,42 @@ pub(crate) struct Identity {
 pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), AgentError> {
     let config = load_config(&options)?;
     let credentials = Credentials::parse(&options.credentials, "the enrolment")?;
-    let (journal, opened) = Journal::open(&options.state_dir)?;
-    let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
-    let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
+    let boot = clock::instance_id();
+    let interval = config.life_sign.unwrap_or(options.life_sign_interval);
+    let has_journal = options.state_dir.join(journal::FILE).exists();
+    let seat = has_journal.then(|| twin::seat(&options.state_dir));
+    let beginner = Beginner { me: &me, pair: &pair, boot, interval, seat, dir: &options.state_dir };
+    let reach = async || connect(&options, credentials.clone()).await.ok();
+    let full = |error: &JournalError| *error == JournalError::Full;
+    let open = beginner.until(async || Journal::open(&options.state_dir), full, reach, &cancel).await?;
+    let Some((journal, opened)) = open else { return Ok(()) };
+    let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
+    let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
+    let keeper = keeper_of(&options)?;
+    // A keeper may be stopped, or its machine too busy: what it holds must be known before anything is judged.
+    let held = beginner.until(async || keeper.held().await, |_| true, reach, &cancel).await?;
+    let Some(held) = held else { return Ok(()) };
+    let held: BTreeSet<keeper::Id> = held.into_iter().collect();
+    let (orphans, writes) = interruptions(&opened, &held);
+    let interrupted = writes.len();
+    if interrupted > 0 {
+        let ended = keeper::end_orphans(orphans).await;
+        tracing::warn!(interrupted, ended, "commands were interrupted: what was left of them is ended");
+        let commit = async || journal.commit(writes.clone()).await;
+        if beginner.until(commit, full, reach, &cancel).await?.is_none() {
+            return Ok(());
+        }
+    }
     let identity = Arc::new(Identity {
-        me,
-        pair,
+        me: me.clone(),
+        pair: pair.clone(),
         instance: opened.instance,
-        boot: clock::instance_id(),
+        boot,
         started: Instant::now(),
         time: FleetTime::default(),
     });
-    let keeper = keeper_of(&options)?;
-    let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
-    let interrupted = recover(&journal, &opened, &held).await?;
     let bus = connect(&options, credentials).await?;
     let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
@@ -99,14 +120,18 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
     let (revision, heard_floor) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let places = Arc::new(Semaphore::new(PLACES));
     let mut presence = Presence {
         bus: bus.clone(),
         identity: Arc::clone(&identity),
         counters: Arc::clone(&counters),
         processes: Arc::clone(&processes),
         degraded: degraded_seen,
+        places: Arc::clone(&places),
+        journal: journal.clone(),
+        outbox: Arc::clone(&outbox),
         floor: Arc::clone(&floor),
-        interval: config.life_sign.unwrap_or(options.life_sign_interval),
+        interval,
         seat: twin::seat(&options.state_dir),
         dir: options.state_dir.clone(),
         cloned,
@@ -121,7 +146,6 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     }
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
-    let places = Arc::new(Semaphore::new(PLACES));
     adopt(&processes, &places, &opened.unsettled, held).await;
     let resumed = resume(&processes, &places, &opened.unsettled);
 
@@ -255,10 +279,9 @@ fn keeper_of(options: &Options) -> Result<keeper::Client, AgentError> {
     Ok(keeper::Client::new(state_dir, launch))
 }
 
-/// What ran when the last run ended and is not held by the keeper was interrupted: it is not run again. Returns how many.
-async fn recover(journal: &Journal, opened: &Opened, held: &BTreeSet<keeper::Id>) -> Result<usize, AgentError> {
-    let mut writes = Vec::new();
-    let mut orphans = Vec::new();
+/// What ran when the last run ended and is not held by the keeper was interrupted: it is not run again.
+fn interruptions(opened: &Opened, held: &BTreeSet<keeper::Id>) -> (Vec<keeper::Id>, Vec<Write>) {
+    let (mut orphans, mut writes) = (Vec::new(), Vec::new());
     for entry in &opened.unsettled {
         if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
             let mut entry = entry.clone();
@@ -272,13 +295,7 @@ async fn recover(journal: &Journal, opened: &Opened, held: &BTreeSet<keeper::Id>
             }
         }
     }
-    let count = writes.len();
-    if count > 0 {
-        let ended = keeper::end_orphans(orphans).await;
-        tracing::warn!(count, ended, "commands were interrupted: what was left of them is ended");
-        journal.commit(writes).await?;
-    }
-    Ok(count)
+    (orphans, writes)
 }
 
 /// What the keeper holds goes on, each in the process of its subject, before what waits there.

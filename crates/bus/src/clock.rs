@@ -1,6 +1,7 @@
 //! The wall clock and the dice: the two things that the pure crates must be handed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use message::{InstanceId, JobId, MessageId, OrderId, Timestamp};
 
@@ -8,6 +9,28 @@ use message::{InstanceId, JobId, MessageId, OrderId, Timestamp};
 pub fn now() -> Timestamp {
     let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     Timestamp::from_ms(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// The broker's clock as it was last read, carried on by a clock that nobody sets. Empty until it is read.
+#[derive(Debug, Default)]
+pub struct BrokerTime(Mutex<Option<(Timestamp, Instant)>>);
+
+impl BrokerTime {
+    /// The broker has just said what time it is.
+    pub fn read(&self, broker: Timestamp) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((broker, Instant::now()));
+    }
+
+    /// The broker's time now; `None` before it was read.
+    pub fn now(&self) -> Option<Timestamp> {
+        let (broker, read) = (*self.0.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Some(broker.plus(read.elapsed()))
+    }
+
+    /// By how many milliseconds `own`, the time by this machine's clock, is ahead of the broker's.
+    pub fn error_ms(&self, own: Timestamp) -> Option<i64> {
+        Some(own.as_ms().saturating_sub(self.now()?.as_ms()))
+    }
 }
 
 /// 128 bits from the operating system's generator.

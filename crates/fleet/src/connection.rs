@@ -3,14 +3,16 @@
 //! The list of operators ([`Trust`]) is sealed by the fleet's root, whose public key stands in the context. It is
 //! taken from the home and from the broker, whichever is newer; an older one never replaces a newer one.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bus::claims::Creds;
+use bus::clock::{self, BrokerTime};
 use bus::kv::POLICY;
 use bus::{Bus, BusError, ConnectOptions, Credentials};
 use bytes::Bytes;
-use message::{PublicKey, Seal, SealedDocument, Trust};
+use message::{PublicKey, Seal, SealedDocument, Timestamp, Trust, units};
 
 use crate::context::Context;
 use crate::error::FleetError;
@@ -22,6 +24,8 @@ pub const TRUST_KEY: &str = "trust";
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Between two pings of an idle link.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// By how much this machine's clock may be off and still count. An answer of the broker takes its time, too.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(10);
 /// How often a write is tried again when somebody else was faster.
 const CONFLICTS_MAX: u32 = 5;
 
@@ -36,6 +40,9 @@ struct Shared {
     context: Context,
     credentials: Credentials,
     trust: RwLock<Arc<Trust>>,
+    time: BrokerTime,
+    /// Whether it was told that this machine's clock is wrong.
+    clock_told: AtomicBool,
 }
 
 impl Fleet {
@@ -72,7 +79,8 @@ impl Fleet {
 
     fn assemble(bus: Bus, context: &Context, credentials: Credentials, trust: Trust) -> Self {
         let trust = RwLock::new(Arc::new(trust));
-        Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust }) }
+        let (time, clock_told) = (BrokerTime::default(), AtomicBool::new(false));
+        Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust, time, clock_told }) }
     }
 
     /// What it was connected with.
@@ -99,6 +107,29 @@ impl Fleet {
     pub fn trust(&self) -> Arc<Trust> {
         // Nothing panics while it holds the lock; if something did, the list in it would still be whole.
         Arc::clone(&self.shared.trust.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Now, for the times of what is ordered and looked for: by this machine's clock, unless it is far from the
+    /// broker's, by which units tell what has expired. Then it is the broker's time, and that is told once.
+    pub(crate) fn now(&self) -> Timestamp {
+        let own = clock::now();
+        let (now, off) = agreed_time(own, self.shared.time.now());
+        if let Some(off) = off
+            && !self.shared.clock_told.swap(true, Ordering::Relaxed)
+        {
+            let word = if own > now { "ahead of" } else { "behind" };
+            tracing::warn!(
+                "this machine's clock is {} {word} the broker's, by which it is told what has expired: the broker's time \
+                 is used for orders; set the clocks by NTP (`steward doctor` shows how they stand)",
+                units::human_duration(off)
+            );
+        }
+        now
+    }
+
+    /// The broker has just said what time it is.
+    pub(crate) fn read_time(&self, broker: Timestamp) {
+        self.shared.time.read(broker);
     }
 
     /// Takes the list of operators from the broker if it is newer than the one known.
@@ -176,6 +207,16 @@ impl Fleet {
     }
 }
 
+/// The time to go by, and by how much this machine's clock is off where it does not count.
+fn agreed_time(own: Timestamp, broker: Option<Timestamp>) -> (Timestamp, Option<Duration>) {
+    match broker {
+        Some(broker) if own.since(broker).max(broker.since(own)) > CLOCK_OFF_MAX => {
+            (broker, Some(own.since(broker).max(broker.since(own))))
+        }
+        _ => (own, None),
+    }
+}
+
 fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
     let origin = context.creds.display().to_string();
     let text = files::read(&context.creds)?
@@ -228,4 +269,18 @@ async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<Trust>, 
 fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
     let sealed: SealedDocument = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
     Trust::open(&sealed, root).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_far_off_does_not_count() {
+        let at = Timestamp::from_ms;
+        assert_eq!(agreed_time(at(5), None), (at(5), None));
+        assert_eq!(agreed_time(at(5), Some(at(10_005))), (at(5), None));
+        assert_eq!(agreed_time(at(5), Some(at(10_006))), (at(10_006), Some(Duration::from_millis(10_001))));
+        assert_eq!(agreed_time(at(10_006), Some(at(5))), (at(5), Some(Duration::from_millis(10_001))));
+    }
 }

@@ -167,7 +167,8 @@ impl Fleet {
         check(filter)?;
         let start = match filter.since {
             Some(Since::At(time)) => Start::Time(time),
-            Some(Since::Ago(ago)) => Start::Time(ago_of(ago)),
+            // By the broker's clock, as the times of what it has stored are its own.
+            Some(Since::Ago(ago)) => Start::Time(before(self.broker_now().await?, ago)),
             None if follow => Start::New,
             None => Start::First,
         };
@@ -240,9 +241,9 @@ fn check(filter: &EventFilter) -> Result<(), FleetError> {
     Ok(())
 }
 
-fn ago_of(ago: Duration) -> Timestamp {
+fn before(now: Timestamp, ago: Duration) -> Timestamp {
     let ms = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-    Timestamp::from_ms(clock::now().as_ms().saturating_sub(ms).max(0))
+    Timestamp::from_ms(now.as_ms().saturating_sub(ms).max(0))
 }
 
 /// Splits records into batches that the wire takes.

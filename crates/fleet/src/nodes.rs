@@ -267,6 +267,11 @@ impl Fleet {
         }
     }
 
+    /// The broker's time.
+    pub(crate) async fn broker_now(&self) -> Result<Timestamp, FleetError> {
+        Ok(self.broker_clock().await?.now)
+    }
+
     /// The broker's time, and since when it has been listening. Without a mark in its memory it may have begun just
     /// now: then silence proves nothing.
     async fn broker_clock(&self) -> Result<BrokerClock, FleetError> {
@@ -274,6 +279,7 @@ impl Fleet {
         match Scan::open(self.bus(), stream, &[subject.to_owned()], Start::LastPerSubject).await {
             Ok(mut scan) => {
                 let now = scan.opened_at();
+                self.read_time(now);
                 let booted = scan.next().await?.map_or(now, |mark| mark.stored_at);
                 Ok(BrokerClock { now, booted })
             }
@@ -282,6 +288,7 @@ impl Fleet {
                 let mut scan =
                     Scan::open(self.bus(), &format!("KV_{PRESENCE}"), &[nothing], Start::LastPerSubject).await?;
                 let now = scan.opened_at();
+                self.read_time(now);
                 scan.next().await?; // ends the scan; a node that is called so does no harm
                 Ok(BrokerClock { now, booted: now })
             }

@@ -126,7 +126,7 @@ impl Fleet {
     /// The id of the next job under these terms.
     pub(crate) fn job_under(&self, terms: &Terms) -> Result<JobId, FleetError> {
         match &terms.idempotency_key {
-            None => Ok(clock::job_id(clock::now())),
+            None => Ok(clock::job_id(self.now())),
             Some(key) => once::job_of_key(key, &self.key()),
         }
     }
@@ -140,7 +140,7 @@ impl Fleet {
     ) -> Result<PlacedJob, FleetError> {
         check(request, targets)?;
         let by = self.signing_operator()?;
-        let created = clock::now();
+        let created = self.now();
         let from = self.context().node.clone();
         if let Some(key) = &terms.idempotency_key
             && let Some(placed) = self.ordered_before(job, key, request, targets, terms).await?

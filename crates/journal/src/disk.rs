@@ -40,12 +40,15 @@ pub(crate) struct Directory {
     store: PathBuf,
 }
 
+/// The file that tells whether there is a journal in a directory.
+pub const FILE: &str = "journal.redb";
+
 impl Directory {
     /// Makes the directory if it is not there.
     pub(crate) fn new(dir: &Path) -> io::Result<Self> {
         // Orders and their output are nobody else's business. Not by umask: commands would inherit it.
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        Ok(Self { dir: dir.to_owned(), store: dir.join("journal.redb") })
+        Ok(Self { dir: dir.to_owned(), store: dir.join(FILE) })
     }
 
     fn log_path(&self) -> PathBuf {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use crate::disk::Directory;
+use crate::disk::{Directory, FILE};
 use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
 use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
@@ -124,14 +124,21 @@ impl Journal {
     /// [`JournalError::InUse`] when another process holds it, [`JournalError::Open`], [`JournalError::Full`] or
     /// [`JournalError::Corrupt`].
     pub fn open(dir: &Path) -> Result<(Self, Opened), JournalError> {
-        let wrong =
-            |error: std::io::Error| JournalError::Open { path: dir.join("journal.redb"), reason: error.to_string() };
+        let wrong = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => JournalError::Full,
+            _ => JournalError::Open { path: dir.join(FILE), reason: error.to_string() },
+        };
         let disk = Directory::new(dir).map_err(wrong)?;
         let (ledger, opened) = Ledger::open(Box::new(disk))?;
         let reader = ledger.reader();
         let (requests, queue) = mpsc::channel();
         std::thread::Builder::new().name("journal".into()).spawn(move || write_loop(ledger, &queue)).map_err(wrong)?;
         Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), reader }, opened))
+    }
+
+    /// Whether as much waits to be written as may.
+    pub fn is_at_limit(&self) -> bool {
+        self.room.available_permits() == 0
     }
 
     /// Writes all of `writes` or none; returns when they are on disk.

@@ -28,7 +28,7 @@ pub use id::{InstanceId, JobId, MessageId, OrderId};
 pub use job::{JobRecord, OrderChunk, SealedOrder};
 pub use name::{NameError, NodeName, Token};
 pub use order::{Addressee, Order, OrderError};
-pub use registry::{LifeSign, NodeRecord, NodeState, Vitality};
+pub use registry::{LifeSign, Limit, NodeRecord, NodeState, Vitality};
 pub use reply::{Outcome, OutputTally, Reply};
 pub use sign::{PublicKey, Seal, SealedDocument, SignatureError};
 pub use state::{History, State, Step};

@@ -94,6 +94,55 @@ pub struct LifeSign {
     pub waiting: u32,
     /// Replies and events that the broker has not confirmed yet.
     pub outbox: u32,
+    /// What is full, and holds back what would come behind.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub limits: Vec<Limit>,
+}
+
+/// Something bounded that is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limit {
+    /// The disk: nothing more is accepted.
+    Disk,
+    /// As many orders wait as may; what comes stays at the broker.
+    Orders,
+    /// The journal's queue: the disk is slower than what is to be written.
+    Journal,
+    /// What is on its way to the broker: the link is slow or down, and outcomes and output wait on the disk.
+    Outbox,
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Limit {
+    /// All that this version knows.
+    pub const ALL: [Self; 4] = [Self::Disk, Self::Orders, Self::Journal, Self::Outbox];
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Orders => "orders",
+            Self::Journal => "journal",
+            Self::Outbox => "outbox",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// What it means, for people.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Disk => "its disk is full or nearly so: when no room is left, orders stay at the broker",
+            Self::Orders => "as many orders wait there as may: what comes now stays at the broker until one has ended",
+            Self::Journal => "its disk is slower than what is to be written: what comes waits for it",
+            Self::Outbox => {
+                "the broker confirms less than it has to tell: outcomes and output wait on its disk for the link"
+            }
+            Self::Unknown => "something is full that this version does not know of",
+        }
+    }
 }
 
 /// The `kind` of a life sign.
@@ -210,6 +259,7 @@ mod tests {
             running: 0,
             waiting: 0,
             outbox: 0,
+            limits: Vec::new(),
         }
     }
 

@@ -378,6 +378,7 @@ fn life_sign(condition: Condition) -> LifeSign {
         running: 0,
         waiting: 0,
         outbox: 0,
+        limits: Vec::new(),
     }
 }
 

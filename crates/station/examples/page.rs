@@ -49,6 +49,7 @@ fn node(name: &str, state: NodeState, reason: Option<&str>, seen_s: Option<i64>,
         running: 1,
         waiting: 12,
         outbox: 0,
+        limits: Vec::new(),
     });
     let last_seen = seen_s.map(ago);
     let age = seen_s.map(|seconds| Duration::from_secs(seconds.unsigned_abs()));

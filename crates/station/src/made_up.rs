@@ -53,6 +53,7 @@ pub(crate) fn sign(name: &str) -> LifeSign {
         running: 1,
         waiting: 2,
         outbox: 0,
+        limits: Vec::new(),
     }
 }
 

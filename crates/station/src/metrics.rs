@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use message::State;
+use message::{Limit, State};
 
 use crate::process::Usage;
 use crate::snapshot::Freshness;
@@ -47,6 +47,12 @@ fn of_the_view(text: &mut Text, status: &Status, at: Instant) {
     text.family("steward_nodes", "gauge", "Nodes of the fleet by state.");
     for (state, count) in view.node_counts(clock) {
         text.sample(&[("state", state.as_str())], count);
+    }
+    let help = "Nodes that hold something back since a limit of theirs is reached, by what is full.";
+    text.family("steward_nodes_limited", "gauge", help);
+    let limited = view.limit_counts(clock);
+    for limit in Limit::ALL {
+        text.sample(&[("limit", limit.as_str())], limited.get(&limit).copied().unwrap_or(0));
     }
     text.one("steward_recent_jobs", "gauge", "The newest jobs, as many as this station keeps.", view.jobs.len());
     text.family("steward_orders", "gauge", "Orders of the newest jobs by state.");

@@ -98,6 +98,17 @@ impl View {
         counts.to_vec()
     }
 
+    /// How many of the nodes that can be reached say that each of their limits is reached.
+    pub(crate) fn limit_counts(&self, clock: BrokerClock) -> BTreeMap<message::Limit, u64> {
+        let mut counts = BTreeMap::new();
+        for member in self.nodes.values().filter(|member| member.vitality(clock).state.is_reachable()) {
+            for limit in member.sign.iter().flat_map(|(sign, _)| &sign.limits) {
+                *counts.entry(*limit).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Up to `limit` nodes in natural order of their names. If there are more, those that need somebody come first.
     /// Their states are those at `clock`, their ages those at `now`.
     pub(crate) fn nodes(&self, clock: BrokerClock, now: Timestamp, limit: usize) -> Vec<Node> {

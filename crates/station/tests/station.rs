@@ -188,6 +188,7 @@ impl PlayedNode {
             running: 0,
             waiting: 0,
             outbox: 0,
+            limits: Vec::new(),
         };
         let bytes = Bytes::from(serde_json::to_vec(&sign).unwrap());
         let seal = Seal::over(&bytes, signer).unwrap();

@@ -219,3 +219,29 @@ fn a_system_that_is_killed_can_be_started_again() {
     wait_for_end(&world, &job, HUB, "succeeded");
     assert_eq!(lines(&witness), ["begun"]);
 }
+
+#[test]
+fn a_keeper_that_does_not_answer_is_waited_for_and_the_node_says_so() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    let witness = world.path("witness");
+    let line = format!("echo begun >> {0}; sleep 3; echo done >> {0}", witness.display());
+    let job = world.json(4, &["run", "ship1", "--detach", "--sh", &line]);
+    eventually("it has begun", || lines(&witness) == ["begun"]);
+    world.end_agent("ship1", 9);
+    let keepers = world::keepers(world.path("nodes/ship1").to_str().unwrap());
+    assert_eq!(keepers.len(), 1);
+    send(keepers[0], 19);
+    world.start_agent("ship1", &[]);
+    eventually("the node says why it cannot begin", || {
+        let nodes = world.json(0, &["node", "ls"]);
+        let node = nodes.as_array().unwrap().iter().find(|node| node["name"] == "ship1").unwrap().clone();
+        node["state"] == "degraded" && node["reason"].as_str().unwrap_or_default().contains("keeper")
+    });
+    send(keepers[0], 18);
+    eventually("what went on meanwhile is reported", || {
+        world.json(0, &["job", "show", job["job"].as_str().unwrap()])["nodes"]["ship1"]["state"] == "succeeded"
+    });
+    assert_eq!(lines(&witness), ["begun", "done"]);
+    world.wait_for_state("ship1", "online");
+}

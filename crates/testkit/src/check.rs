@@ -5,10 +5,15 @@
 //! that a test can plant every kind of breach, and a run that failed can be judged again from its artefacts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use message::method::{CANCEL, Cancel, Cancelled};
 use message::state::Merge;
-use message::{History, JobId, Order, OrderId, Reply, State, Subject};
+use message::{History, JobId, Order, OrderId, Reply, State, Subject, Timestamp};
 use serde::Serialize;
+
+/// What two times that one clock tells may be apart where they are to be the same: a machine may be busy in between.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(2);
 
 /// How a client saw the end of its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -31,6 +36,8 @@ pub struct ClientJob {
     pub nodes: Vec<String>,
     /// What the client was told.
     pub seen: Seen,
+    /// The idempotency key that it gave.
+    pub key: Option<String>,
 }
 
 /// A message of stream `COMMANDS`.
@@ -49,6 +56,8 @@ pub struct StoredOrder {
 pub struct StoredReply {
     /// Its place in the stream.
     pub sequence: u64,
+    /// When the broker stored it.
+    pub stored_at: Timestamp,
     /// What it was stored under.
     pub subject: String,
     /// The key whose signature over the body holds, if one does.
@@ -68,6 +77,8 @@ pub struct Evidence {
     pub orders: Vec<StoredOrder>,
     /// What stream `REPLIES` holds of replies, in sequence.
     pub replies: Vec<StoredReply>,
+    /// The nodes whose clocks were set meanwhile: their times cannot be compared with each other.
+    pub jumping: BTreeSet<String>,
     /// The lines of each node's witness file.
     pub witness: BTreeMap<String, Vec<String>>,
 }
@@ -94,6 +105,9 @@ pub enum Kind {
     StrayWitness,
     /// A job of which some orders are stored and others not, or one that was refused and stored all the same.
     HalfOrdered,
+    /// What was to be ordered once was ordered twice: two jobs under one idempotency key, two orders of one job to one
+    /// node, one order in two jobs.
+    OrderedTwice,
 }
 
 /// One thing that is wrong.
@@ -142,6 +156,8 @@ pub struct Counts {
     pub stray_witnesses: u64,
     /// See [`Kind::HalfOrdered`].
     pub half_ordered: u64,
+    /// See [`Kind::OrderedTwice`].
+    pub ordered_twice: u64,
 }
 
 /// What the checker says.
@@ -166,6 +182,7 @@ impl Verdict {
             Kind::StrayReply => &mut counts.stray_replies,
             Kind::StrayWitness => &mut counts.stray_witnesses,
             Kind::HalfOrdered => &mut counts.half_ordered,
+            Kind::OrderedTwice => &mut counts.ordered_twice,
         } += 1;
         self.breaches.push(Breach { kind, order, text });
     }
@@ -181,6 +198,23 @@ struct Case {
     begins: u32,
     /// The exit code that the command itself wrote down at its end.
     end: Option<i32>,
+    /// By how much the node's clock was ahead, by its own word.
+    clock_error_ms: Option<i64>,
+    /// When the broker first stored its last state.
+    told_at: Option<Timestamp>,
+    /// What a cancel says that it found and did.
+    answer: Option<Cancelled>,
+}
+
+impl Case {
+    fn is_cancel(&self) -> bool {
+        self.order.method.as_str() == CANCEL
+    }
+
+    /// Whether the node took it: what was refused at once was never delivered.
+    fn was_taken(&self) -> bool {
+        self.history.at(State::Delivered).is_some()
+    }
 }
 
 /// Judges a run.
@@ -192,7 +226,9 @@ pub fn check(evidence: &Evidence) -> Verdict {
     check_jobs(evidence, &cases, &mut verdict);
     for (id, case) in &cases {
         check_case(*id, case, &mut verdict);
+        check_time(*id, case, evidence, &mut verdict);
     }
+    check_taken_back(&cases, evidence, &mut verdict);
     verdict
 }
 
@@ -205,11 +241,25 @@ fn read_orders(evidence: &Evidence, verdict: &mut Verdict) -> BTreeMap<OrderId, 
             _ => continue,
         };
         match cases.entry(order.id) {
+            std::collections::btree_map::Entry::Occupied(known) if known.get().order != order => {
+                let text = format!("order {} is in job {} and in job {}", order.id, known.get().order.job, order.job);
+                verdict.breach(Kind::OrderedTwice, Some(order.id), text);
+            }
             std::collections::btree_map::Entry::Occupied(_) => verdict.counts.duplicates += 1,
             std::collections::btree_map::Entry::Vacant(free) => {
                 verdict.counts.orders += 1;
                 let sequence = stored.sequence;
-                free.insert(Case { order, sequence, history: History::new(), exit_code: None, begins: 0, end: None });
+                free.insert(Case {
+                    order,
+                    sequence,
+                    history: History::new(),
+                    exit_code: None,
+                    begins: 0,
+                    end: None,
+                    clock_error_ms: None,
+                    told_at: None,
+                    answer: None,
+                });
             }
         }
     }
@@ -245,7 +295,14 @@ fn read_replies(evidence: &Evidence, cases: &mut BTreeMap<OrderId, Case>, verdic
             continue;
         }
         match case.history.merge(&reply.history) {
-            Merge::Newer => case.exit_code = reply.outcome.and_then(|outcome| outcome.exit_code),
+            Merge::Newer => {
+                case.clock_error_ms = reply.clock_error_ms;
+                case.told_at = case.history.state().is_terminal().then_some(stored.stored_at);
+                if let Some(outcome) = reply.outcome {
+                    case.exit_code = outcome.exit_code;
+                    case.answer = outcome.data.and_then(|data| serde_json::from_value(data).ok());
+                }
+            }
             Merge::Stale => {}
             Merge::Contradiction => {
                 let text = format!("{what} tells {}, before it was {}", words(&reply.history), words(&case.history));
@@ -299,8 +356,19 @@ fn read_witness(evidence: &Evidence, cases: &mut BTreeMap<OrderId, Case>, verdic
 
 fn check_jobs(evidence: &Evidence, cases: &BTreeMap<OrderId, Case>, verdict: &mut Verdict) {
     let mut stored = BTreeMap::<&JobId, BTreeSet<&str>>::new();
-    for case in cases.values() {
-        stored.entry(&case.order.job).or_default().insert(case.order.to.name.as_str());
+    for (id, case) in cases {
+        let (job, to) = (&case.order.job, case.order.to.name.as_str());
+        if !stored.entry(job).or_default().insert(to) {
+            verdict.breach(Kind::OrderedTwice, Some(*id), format!("job {job} has more than one order to {to}"));
+        }
+    }
+    let mut keys = BTreeMap::<&str, &JobId>::new();
+    for (key, job) in evidence.clients.iter().filter_map(|seen| seen.key.as_deref().zip(seen.job.as_ref())) {
+        let first = keys.entry(key).or_insert(job);
+        if *first != job {
+            let text = format!("jobs {first} and {job} were both ordered under the idempotency key {key}");
+            verdict.breach(Kind::OrderedTwice, None, text);
+        }
     }
     verdict.counts.jobs = u64::try_from(evidence.records.len()).unwrap_or(u64::MAX);
     for (job, targets) in &evidence.records {
@@ -359,6 +427,9 @@ fn check_case(id: OrderId, case: &Case, verdict: &mut Verdict) {
         return;
     }
     let wrong = match state {
+        _ if case.is_cancel() && began => Some("is a cancel, and began as a command"),
+        // What a cancel has done is seen in what it was to cancel.
+        _ if case.is_cancel() => None,
         State::Succeeded if !began => Some("has no witness"),
         State::Succeeded if case.end != Some(0) => Some("its witness does not tell of a good end"),
         State::Failed if case.exit_code.is_some() && !began => Some("has an exit code and no witness"),
@@ -375,6 +446,100 @@ fn check_case(id: OrderId, case: &Case, verdict: &mut Verdict) {
             case.exit_code, case.end
         );
         verdict.breach(Kind::Contradiction, Some(id), text);
+    }
+}
+
+/// Whether the time of it is right: nothing that was still valid is told to have expired, and nothing that had expired
+/// was taken.
+fn check_time(id: OrderId, case: &Case, evidence: &Evidence, verdict: &mut Verdict) {
+    let (to, expires) = (&case.order.to.name, case.order.expires);
+    if case.history.state() == State::Expired
+        && let Some(told) = case.told_at.filter(|told| *told < expires)
+    {
+        let text = format!("order {id} to {to} was told to have expired at {told}, and was valid until {expires}");
+        verdict.breach(Kind::Contradiction, Some(id), text);
+    }
+    if let (Some(taken), Some(error)) = (case.history.at(State::Delivered), case.clock_error_ms)
+        && !evidence.jumping.contains(to.as_str())
+    {
+        let taken = Timestamp::from_ms(taken.as_ms().saturating_sub(error));
+        if taken > expires.plus(CLOCKS_APART_MAX) {
+            let text = format!("order {id} to {to} was taken at {taken}, and had expired at {expires}");
+            verdict.breach(Kind::Contradiction, Some(id), text);
+        }
+    }
+}
+
+/// Whether cancels and newer orders of a key did what they say, and nothing was taken back by nobody.
+fn check_taken_back(cases: &BTreeMap<OrderId, Case>, evidence: &Evidence, verdict: &mut Verdict) {
+    let mut by_target = BTreeMap::<(&JobId, &str), (&OrderId, &Case)>::new();
+    // Of each node and key, in the order of the stream.
+    let mut under = BTreeMap::<(&str, &str), BTreeMap<u64, (&OrderId, &Case)>>::new();
+    let mut cancelled = BTreeSet::<(JobId, &str)>::new();
+    for (id, case) in cases {
+        let to = case.order.to.name.as_str();
+        by_target.insert((&case.order.job, to), (id, case));
+        if let Some(key) = &case.order.supersede {
+            under.entry((to, key.as_str())).or_default().insert(case.sequence, (id, case));
+        }
+        if case.is_cancel()
+            && let Ok(cancel) = serde_json::from_value::<Cancel>(case.order.args.clone())
+        {
+            cancelled.insert((cancel.job, to));
+        }
+    }
+    for (id, case) in cases {
+        let (to, state) = (case.order.to.name.as_str(), case.history.state());
+        if state == State::Cancelled && !cancelled.contains(&(case.order.job.clone(), to)) {
+            let text = format!("order {id} to {to} is cancelled, and nobody has cancelled it");
+            verdict.breach(Kind::Contradiction, Some(*id), text);
+        }
+        if let Some(answer) = &case.answer
+            && case.is_cancel()
+            && let Some((target, meant)) = by_target.get(&(&answer.job, to))
+            && let Some(wrong) = unlike(answer, meant)
+        {
+            let text = format!(
+                "cancel {id} found order {target} to {to} {} and left it {}, but {wrong}",
+                answer.found, answer.now
+            );
+            verdict.breach(Kind::Contradiction, Some(*id), text);
+        }
+    }
+    for ((to, key), orders) in under {
+        for (sequence, (id, case)) in &orders {
+            let newer: Vec<&Case> =
+                orders.range(sequence + 1..).map(|(_, (_, case))| *case).filter(|case| case.was_taken()).collect();
+            if case.history.state() == State::Superseded && newer.is_empty() {
+                let text = format!("order {id} to {to} is superseded, and {to} took no newer one of {key}");
+                verdict.breach(Kind::Contradiction, Some(**id), text);
+            }
+            // It had not begun when a newer one was taken, so it must not have begun at all.
+            let taken = newer.iter().filter_map(|case| case.history.at(State::Delivered)).min();
+            if let (Some(taken), Some(begun)) = (taken, case.history.at(State::Running))
+                && begun > taken.plus(CLOCKS_APART_MAX)
+                && !evidence.jumping.contains(to)
+            {
+                let text =
+                    format!("order {id} to {to} began at {begun}, and a newer one of {key} was taken at {taken}");
+                verdict.breach(Kind::Contradiction, Some(**id), text);
+            }
+        }
+    }
+}
+
+/// What is wrong with the answer of a cancel, by how the order that it means has ended.
+fn unlike(answer: &Cancelled, meant: &Case) -> Option<&'static str> {
+    let state = meant.history.state();
+    let before = matches!(answer.found, State::Queued | State::Delivered) && answer.now == State::Cancelled;
+    // What has not arrived may have expired before it does.
+    let expired = answer.found == State::Queued && state == State::Expired;
+    if before && meant.begins > 0 {
+        Some("it began all the same")
+    } else if state.is_terminal() && answer.now.is_terminal() && state != answer.now && !expired {
+        Some("it has ended otherwise")
+    } else {
+        None
     }
 }
 

@@ -57,7 +57,7 @@ impl Made {
     fn store(&mut self, order: &Order) {
         let evidence = &mut self.evidence;
         let nodes = vec![order.to.name.to_string()];
-        evidence.clients.push(ClientJob { job: Some(order.job.clone()), nodes, seen: Seen::Accepted });
+        evidence.clients.push(ClientJob { job: Some(order.job.clone()), nodes, seen: Seen::Accepted, key: None });
         evidence.records.insert(order.job.clone(), 1);
         let sequence = u64::try_from(evidence.orders.len()).unwrap() + 1;
         let body = order.to_bytes().unwrap().into();
@@ -82,6 +82,8 @@ impl Made {
         };
         self.evidence.replies.push(StoredReply {
             sequence: u64::try_from(self.evidence.replies.len()).unwrap() + 1,
+            // When what expires has just expired.
+            stored_at: order.expires,
             subject: order.reply_subject().to_string(),
             signer: Some(key().as_str().to_owned()),
             body: serde_json::to_vec(&reply).unwrap().into(),
@@ -253,6 +255,169 @@ fn half_ordered_and_refused_jobs_that_are_stored_are_caught() {
     assert_eq!(unknown.found(), [], "what nobody was told of may be there wholly");
 }
 
+fn cancel(id: u8, of: &Order) -> Order {
+    let mut cancel = order(id, "n1");
+    cancel.method = message::Token::method(CANCEL).unwrap();
+    cancel.args = serde_json::to_value(Cancel { job: of.job.clone() }).unwrap();
+    cancel
+}
+
+impl Made {
+    /// Adds a cancel of an order, and what it answers.
+    fn cancel(&mut self, id: u8, of: &Order, found: State, now: State) {
+        let cancel = cancel(id, of);
+        self.store(&cancel);
+        self.answer(&cancel, &GOOD, None);
+        let last = self.evidence.replies.last_mut().unwrap();
+        let mut reply = Reply::parse(&last.body).unwrap();
+        let data = serde_json::to_value(Cancelled { job: of.job.clone(), found, now }).unwrap();
+        reply.outcome = Some(Outcome { data: Some(data), ..Outcome::default() });
+        last.body = serde_json::to_vec(&reply).unwrap().into();
+    }
+
+    /// Changes how an order ended, and whether it began.
+    fn ended(&mut self, index: usize, states: &[State], lines: &[&str]) {
+        let order = self.orders[index].clone();
+        let of = |line: &String| line.contains(&order.id.to_string());
+        self.evidence.replies.retain(|reply| Reply::parse(&reply.body).unwrap().order != order.id);
+        self.lines().retain(|line| !of(line));
+        self.answer(&order, states, None);
+        for line in lines {
+            self.witness("n1", &format!("{line} {}", order.id));
+        }
+    }
+
+    /// Puts an order under a supersede key.
+    fn under(&mut self, index: usize) {
+        let order = &mut self.orders[index];
+        order.supersede = Some(message::Token::method("k1").unwrap());
+        self.evidence.orders[index].body = order.to_bytes().unwrap().into();
+    }
+
+    /// Moves all times that a node tells of an order.
+    fn at(&mut self, index: usize, ms: i64, error_ms: i64) {
+        let id = self.orders[index].id;
+        for stored in &mut self.evidence.replies {
+            let mut reply = Reply::parse(&stored.body).unwrap();
+            if reply.order == id {
+                let mut moved = History::new();
+                for (nth, step) in reply.history.steps().iter().enumerate() {
+                    moved.push(step.state, Timestamp::from_ms(ms + i64::try_from(nth).unwrap())).unwrap();
+                }
+                (reply.history, reply.clock_error_ms) = (moved, Some(error_ms));
+                stored.body = serde_json::to_vec(&reply).unwrap().into();
+            }
+        }
+    }
+}
+
+#[test]
+fn cancels_before_while_and_after_are_no_breach() {
+    let mut made = Made::good(4);
+    let orders = made.orders.clone();
+    made.cancel(91, &orders[0], State::Succeeded, State::Succeeded);
+    made.ended(1, &[State::Cancelled], &[]);
+    made.cancel(92, &orders[1], State::Queued, State::Cancelled);
+    made.ended(2, &[State::Delivered, State::Cancelled], &[]);
+    made.cancel(93, &orders[2], State::Delivered, State::Cancelled);
+    made.ended(3, &[State::Delivered, State::Running, State::Cancelled], &["begin"]);
+    made.cancel(94, &orders[3], State::Running, State::Cancelled);
+    assert_eq!(made.found(), []);
+    // What had not arrived may have expired before it does.
+    made.ended(1, &[State::Expired], &[]);
+    assert_eq!(made.found(), []);
+}
+
+#[test]
+fn a_cancel_that_did_not_do_what_it_says_is_caught() {
+    for (found, states) in [
+        (State::Delivered, &[State::Delivered, State::Running, State::Cancelled][..]),
+        (State::Queued, &[State::Delivered, State::Running, State::Cancelled]),
+    ] {
+        let mut made = Made::good(1);
+        let order = made.orders[0].clone();
+        made.ended(0, states, &["begin"]);
+        made.cancel(91, &order, found, State::Cancelled);
+        assert_eq!(made.found(), [Kind::Contradiction], "taken back before it began, and it began: {found}");
+    }
+    let mut other = Made::good(1);
+    let order = other.orders[0].clone();
+    other.cancel(91, &order, State::Running, State::Cancelled);
+    assert_eq!(other.found(), [Kind::Contradiction], "ended, it says, and it succeeded");
+    let mut began = Made::good(1);
+    let order = began.orders[0].clone();
+    began.cancel(91, &order, State::Succeeded, State::Succeeded);
+    began.witness("n1", &format!("begin {}", OrderId::from_bytes([91; 16])));
+    assert!(began.found().contains(&Kind::Contradiction), "a cancel is no command");
+}
+
+#[test]
+fn what_nobody_took_back_and_is_taken_back_is_caught() {
+    let mut made = Made::good(1);
+    made.ended(0, &[State::Delivered, State::Cancelled], &[]);
+    assert_eq!(made.found(), [Kind::Contradiction]);
+    let mut made = Made::good(2);
+    made.under(0);
+    made.ended(0, &[State::Delivered, State::Superseded], &[]);
+    assert_eq!(made.found(), [Kind::Contradiction], "there is no newer one of its key");
+    made.under(1);
+    assert_eq!(made.found(), []);
+    made.ended(1, &[State::Expired], &[]);
+    assert_eq!(made.found(), [Kind::Contradiction], "what was not taken supersedes nothing");
+}
+
+#[test]
+fn what_begins_though_a_newer_one_of_its_key_was_taken_is_caught() {
+    let mut made = Made::good(2);
+    made.under(0);
+    made.under(1);
+    assert_eq!(made.found(), [], "it ran when the newer one came");
+    made.at(1, 1_000, 0);
+    made.at(0, 60_000, 0);
+    assert_eq!(made.found(), [Kind::Contradiction]);
+    made.evidence.jumping.insert("n1".into());
+    assert_eq!(made.found(), [], "its clock may have jumped in between");
+}
+
+#[test]
+fn what_is_told_to_have_expired_and_had_not_is_caught_and_the_other_way_round() {
+    let mut made = Made::good(1);
+    made.ended(0, &[State::Expired], &[]);
+    assert_eq!(made.found(), []);
+    let before = Timestamp::from_ms(made.orders[0].expires.as_ms() - 1);
+    made.evidence.replies.last_mut().unwrap().stored_at = before;
+    assert_eq!(made.found(), [Kind::Contradiction], "it was valid");
+    let mut made = Made::good(1);
+    let late = made.orders[0].expires.as_ms() + 5_000;
+    made.at(0, late, 5_000);
+    assert_eq!(made.found(), [], "by a clock that is ahead");
+    made.at(0, late, 0);
+    assert_eq!(made.found(), [Kind::Contradiction], "it had expired");
+}
+
+#[test]
+fn what_is_ordered_twice_where_once_was_meant_is_caught() {
+    let mut keyed = Made::good(2);
+    keyed.evidence.clients[0].key = Some("deploy".into());
+    keyed.evidence.clients[1].key = Some("deploy".into());
+    assert_eq!(keyed.found(), [Kind::OrderedTwice], "two jobs under one key");
+    keyed.evidence.clients[1].key = Some("another".into());
+    assert_eq!(keyed.found(), []);
+    // Two clients raced for one job, and the orders of both got through.
+    let mut raced = Made::good(1);
+    let mut second = order(2, "n1");
+    second.job = raced.orders[0].job.clone();
+    raced.store(&second);
+    raced.answer(&second, &[State::Delivered, State::Running, State::Interrupted], None);
+    assert_eq!(raced.found(), [Kind::OrderedTwice]);
+    // A job that was retried with the very order of the first.
+    let mut retried = Made::good(1);
+    let mut again = retried.orders[0].clone();
+    again.job = JobId::new(1_795_348_800_000, 99);
+    retried.store(&again);
+    assert!(retried.found().contains(&Kind::OrderedTwice));
+}
+
 /// The ways in which an order may truly end, and what its witness may then hold: whether it may and must have begun,
 /// and whether it may and must have ended by itself.
 fn ends() -> impl Strategy<Value = (Vec<State>, Vec<&'static str>, Option<i32>)> {
@@ -310,7 +475,23 @@ proptest! {
         for (index, (states, _, code)) in lives.iter().enumerate() {
             let order = made.orders[index].clone();
             made.answer(&order, states, *code);
+            match states.last() {
+                Some(State::Cancelled) => {
+                    made.store(&cancel(u8::try_from(index + 100).unwrap(), &order));
+                    let cancel = cancel(u8::try_from(index + 100).unwrap(), &order);
+                    made.answer(&cancel, &GOOD, None);
+                }
+                Some(State::Superseded) => made.under(index),
+                _ => {}
+            }
         }
+        // What came last under the key.
+        let last = order(99, "n1");
+        made.store(&last);
+        made.orders.resize(made.evidence.orders.len() - 1, last.clone());
+        made.orders.push(last.clone());
+        made.under(made.orders.len() - 1);
+        made.answer(&last, &[State::Delivered, State::Running, State::Interrupted], None);
         let verdict = check(&made.evidence);
         prop_assert_eq!(verdict.breaches, vec![]);
     }

@@ -8,19 +8,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use fleet::{Fleet, FleetError, Node, OrderRequest};
+use fleet::{Fleet, FleetError, Node, OrderRequest, PlacedJob, Terms};
 use futures::StreamExt;
 use message::method::SHELLCOMMAND;
-use message::{JobId, Token};
+use message::{JobId, State, Token};
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::check::{ClientJob, Seen};
-use crate::plan::{PlannedJob, Settings};
+use crate::plan::{PlannedJob, Settings, Then, Under};
 use crate::process::Process;
 use crate::system::{KitError, LOOK_EVERY, System};
 use crate::witness;
 
+/// The states in which an order is retried.
+const RETRIED: [State; 6] =
+    [State::Failed, State::TimedOut, State::Interrupted, State::Expired, State::Cancelled, State::Superseded];
 /// How many jobs a client has under way at once.
 const UNDER_WAY_MAX: usize = 8;
 
@@ -72,10 +75,17 @@ impl Ledger {
     }
 
     fn begin(&self, job: &PlannedJob, system: &System) -> usize {
-        self.begun.set(self.begun() + job.nodes.len());
+        if !job.again {
+            self.begun.set(self.begun() + job.nodes.len());
+        }
         let nodes = job.nodes.iter().map(|index| system.agents[*index].name.clone()).collect();
+        self.note(nodes, key(job))
+    }
+
+    /// One more job, which nobody has answered for yet.
+    fn note(&self, nodes: Vec<String>, key: Option<String>) -> usize {
         let mut jobs = self.jobs.borrow_mut();
-        jobs.push(ClientJob { job: None, nodes, seen: Seen::Unknown });
+        jobs.push(ClientJob { job: None, nodes, seen: Seen::Unknown, key });
         jobs.len() - 1
     }
 
@@ -159,13 +169,63 @@ async fn place(
     };
     let wanted = |node: &&Node| job.nodes.iter().any(|index| system.agents[*index].name == node.name().as_str());
     let targets: Vec<Node> = nodes.iter().filter(wanted).cloned().collect();
-    match fleet.order(&request, &targets).await {
-        Ok(placed) => ledger.told(entry, Some(placed.job), Seen::Accepted),
+    let supersede = supersede(job).map(Token::method).transpose().map_err(wrong)?;
+    let terms = Terms { supersede, idempotency_key: key(job), ..Terms::default() };
+    let ordering = fleet.order_under(&request, &targets, &terms);
+    let ordered = match job.abandoned {
+        None => ordering.await,
+        Some(after) => match timeout(after, ordering).await {
+            Ok(ordered) => ordered,
+            Err(_) => return Ok(()),
+        },
+    };
+    if let Some(placed) = tell(ledger, entry, ordered) {
+        follow(job.then, &placed.job, ledger, fleet).await;
+    }
+    Ok(())
+}
+
+/// Writes down what a client was told.
+fn tell(ledger: &Ledger, entry: usize, ordered: Result<PlacedJob, FleetError>) -> Option<PlacedJob> {
+    match ordered {
+        Ok(placed) => {
+            ledger.told(entry, Some(placed.job.clone()), Seen::Accepted);
+            return Some(placed);
+        }
         Err(FleetError::NotAllSent { job, .. }) => ledger.told(entry, Some(job), Seen::Unknown),
         Err(FleetError::Usage { .. } | FleetError::NoMatch { .. }) => ledger.told(entry, None, Seen::Refused),
         Err(_) => {}
     }
-    Ok(())
+    None
+}
+
+/// What a client does next about a job. Where the broker cannot be asked just then, nothing comes of it.
+async fn follow(then: Then, job: &JobId, ledger: &Ledger, fleet: &Fleet) {
+    let planned = match then {
+        Then::Nothing => return,
+        Then::Cancel(after) => {
+            sleep(after).await;
+            fleet.plan_cancel(job, &[]).await.map(|plan| (plan.request, plan.nodes, Terms::default()))
+        }
+        Then::Retry(after) => {
+            sleep(after).await;
+            fleet.plan_retry(job, &[], &RETRIED.into()).await.map(|plan| (plan.request, plan.nodes, plan.terms))
+        }
+    };
+    let Ok((request, nodes, terms)) = planned else { return };
+    if !nodes.is_empty() {
+        let entry = ledger.note(nodes.iter().map(|node| node.name().to_string()).collect(), None);
+        let ordered = fleet.order_under(&request, &nodes, &terms).await;
+        tell(ledger, entry, ordered);
+    }
+}
+
+fn key(job: &PlannedJob) -> Option<String> {
+    if let Under::Once(number) = job.under { Some(format!("once-{number}")) } else { None }
+}
+
+fn supersede(job: &PlannedJob) -> Option<String> {
+    if let Under::Supersede(number) = job.under { Some(format!("k{number}")) } else { None }
 }
 
 fn domain(job: &PlannedJob) -> String {
@@ -211,7 +271,10 @@ impl ProgramClient {
                 "--sh".to_owned(),
                 witness::line(&system.witness_dir(), job.work),
             ];
-            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let under = supersede(&job).map(|key| ["--supersede".to_owned(), key]);
+            let (verb, rest) = arguments.split_at(3);
+            let arguments = verb.iter().chain(under.iter().flatten()).chain(rest);
+            let arguments: Vec<&str> = arguments.map(String::as_str).collect();
             let mut process = Process::new(system.steward("program", &arguments));
             process.start().map_err(KitError::io("start a client"))?;
             let output = process.recipe().output();

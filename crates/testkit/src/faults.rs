@@ -3,10 +3,8 @@
 //! Each fault holds what it breaks for as long as it lasts: two faults never meet on the same thing, but up to
 //! [`AT_ONCE_MAX`] on different ones.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bus::{Headers, clock};
@@ -20,6 +18,7 @@ use crate::clients::{Client, Ledger, ProgramClient};
 use crate::frames::Meddling;
 use crate::link::Condition;
 use crate::plan::{Fault, PlannedFault};
+use crate::process::Process;
 use crate::random::Random;
 use crate::system::{KitError, LOOK_EVERY, System};
 use crate::watch::Watched;
@@ -32,8 +31,6 @@ const BROKER_BACK_MAX: Duration = Duration::from_secs(30);
 const PROGRAM_MAX: Duration = Duration::from_secs(2);
 /// How long storing a repeated order may take: the broker may be down meanwhile.
 const REPUBLISH_MAX: Duration = Duration::from_secs(5);
-/// What fills the small disk.
-const BALLAST: &str = "ballast";
 
 /// What a fault breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,6 +42,7 @@ pub(crate) enum Part {
     Program,
     Clients,
     Orders,
+    Clock(usize),
 }
 
 /// All that faults work on.
@@ -110,12 +108,13 @@ impl Faults<'_> {
             | Fault::DoubleOrders(node)
             | Fault::DropOrders(node) => Part::Agent(node),
             Fault::FillDisk => Part::Agent(self.system.agents.len() - 1),
-            Fault::KillBroker | Fault::KillBrokerKeeper | Fault::FreezeBroker => Part::Broker,
+            Fault::KillBroker(_) | Fault::KillBrokerKeeper(_) | Fault::FreezeBroker(_) => Part::Broker,
             Fault::KillStation | Fault::FreezeStation => Part::Station,
             Fault::KillClient(client) => Part::Client(client),
             Fault::KillProgram | Fault::FreezeProgram => Part::Program,
             Fault::CutClients => Part::Clients,
             Fault::Republish(_) => Part::Orders,
+            Fault::SetClock(node, _) => Part::Clock(node),
         }
     }
 
@@ -143,12 +142,12 @@ impl Faults<'_> {
                 sleep(lasts).await;
                 system.agent(node).thaw();
             }
-            Fault::KillBroker => {
+            Fault::KillBroker(index) => {
                 self.count("kill_broker");
-                let before = system.nats_server();
-                system.signal_nats_server(Signal::SIGKILL);
+                let before = system.nats_server(index);
+                system.signal_nats_server(index, Signal::SIGKILL);
                 let back = async {
-                    while system.nats_server().is_none_or(|now| Some(now) == before) {
+                    while system.nats_server(index).is_none_or(|now| Some(now) == before) {
                         sleep(LOOK_EVERY).await;
                     }
                 };
@@ -158,17 +157,17 @@ impl Faults<'_> {
                     logs: system.home().join("logs"),
                 })?;
             }
-            Fault::KillBrokerKeeper => {
+            Fault::KillBrokerKeeper(index) => {
                 self.count("kill_broker_keeper");
-                system.broker().kill();
+                system.broker(index).kill();
                 sleep(lasts).await;
-                system.broker().start().map_err(started("broker"))?;
+                system.broker(index).start().map_err(started("broker"))?;
             }
-            Fault::FreezeBroker => {
+            Fault::FreezeBroker(index) => {
                 self.count("freeze_broker");
-                system.signal_nats_server(Signal::SIGSTOP);
+                system.signal_nats_server(index, Signal::SIGSTOP);
                 sleep(lasts).await;
-                system.signal_nats_server(Signal::SIGCONT);
+                system.signal_nats_server(index, Signal::SIGCONT);
             }
             Fault::KillStation => {
                 self.count("kill_station");
@@ -190,6 +189,12 @@ impl Faults<'_> {
             Fault::KillProgram | Fault::FreezeProgram => self.hit_program(fault == Fault::KillProgram, lasts).await,
             Fault::Republish(orders) => self.republish(orders).await,
             Fault::FillDisk => self.fill_disk(lasts).await,
+            Fault::SetClock(node, ahead_ms) => {
+                if let Some(clock) = &system.agents[node].clock {
+                    self.count("set_clock");
+                    clock.set(ahead_ms).map_err(KitError::io("set a clock"))?;
+                }
+            }
             link => self.bend(link, lasts).await,
         }
         Ok(())
@@ -235,7 +240,7 @@ impl Faults<'_> {
             return;
         }
         self.count("freeze_program");
-        let each = |act: &dyn Fn(&crate::process::Process)| self.program.running.borrow().iter().for_each(act);
+        let each = |act: &dyn Fn(&Process)| self.program.running.borrow().iter().for_each(act);
         each(&|process| process.freeze());
         sleep(lasts).await;
         each(&|process| process.thaw());
@@ -257,52 +262,40 @@ impl Faults<'_> {
     }
 
     async fn fill_disk(&self, lasts: Duration) {
-        let Some(disk) = self.system.small_disk() else { return };
-        self.count("fill_disk");
-        fill(&disk.join(BALLAST));
-        sleep(lasts).await;
-        // It may not be there when not a byte fitted.
-        let _ = std::fs::remove_file(disk.join(BALLAST));
+        if self.system.fill_small_disk() {
+            self.count("fill_disk");
+            sleep(lasts).await;
+            self.system.empty_small_disk();
+        }
     }
 
     /// Looks after those that end by themselves, as a service manager would, and tells of it.
     pub(crate) async fn look_after(&self) -> Result<(), KitError> {
         loop {
             for (index, agent) in self.system.agents.iter().enumerate() {
-                // An end is told once: who asks while a fault has the agent in hand would miss it.
-                if self.broken.borrow().contains(&Part::Agent(index)) {
-                    continue;
-                }
-                // Its process must not be held while it is started again.
-                let ended = self.system.agent(index).ended();
-                if let Some(status) = ended {
-                    self.count("ended_by_itself");
-                    self.tell(format!("agent {} ended by itself: {status}", agent.name));
-                    self.system.agent(index).start().map_err(KitError::io("start an agent again"))?;
-                }
+                self.raise(Part::Agent(index), &agent.name, || self.system.agent(index))?;
             }
-            let station = self.system.station().ended();
-            if let Some(status) = station.filter(|_| !self.broken.borrow().contains(&Part::Station)) {
-                self.count("ended_by_itself");
-                self.tell(format!("the station ended by itself: {status}"));
-                self.system.station().start().map_err(KitError::io("start the station again"))?;
-            }
-            let broker = self.system.broker().ended();
-            if let Some(status) = broker.filter(|_| !self.broken.borrow().contains(&Part::Broker)) {
-                self.count("ended_by_itself");
-                self.tell(format!("the broker's keeper ended by itself: {status}"));
-                self.system.broker().start().map_err(KitError::io("start the broker again"))?;
+            self.raise(Part::Station, "the station", || self.system.station())?;
+            for index in 0..self.system.brokers() {
+                self.raise(Part::Broker, "the broker's keeper", || self.system.broker(index))?;
             }
             sleep(LOOK_EVERY * 4).await;
         }
     }
-}
 
-/// Writes until nothing more fits.
-fn fill(path: &Path) {
-    let Ok(mut file) = std::fs::File::create(path) else { return };
-    for size in [1 << 20, 4096, 1] {
-        let piece = vec![0; size];
-        while file.write_all(&piece).is_ok() {}
+    /// Starts a process again that has ended by itself.
+    fn raise<'a>(&self, part: Part, name: &str, process: impl Fn() -> RefMut<'a, Process>) -> Result<(), KitError> {
+        // An end is told once: who asks while a fault has the part in hand would miss it.
+        if self.broken.borrow().contains(&part) {
+            return Ok(());
+        }
+        // Its process must not be held while it is started again.
+        let ended = process().ended();
+        if let Some(status) = ended {
+            self.count("ended_by_itself");
+            self.tell(format!("{name} ended by itself: {status}"));
+            process().start().map_err(KitError::io(format!("start {name} again")))?;
+        }
+        Ok(())
     }
 }

@@ -18,3 +18,4 @@ pub mod run;
 pub mod system;
 mod watch;
 pub mod witness;
+pub mod wrong_clock;

@@ -75,16 +75,16 @@ pub struct Link {
 }
 
 impl Link {
-    /// Opens one towards `broker`, on a free port of loopback.
+    /// Opens one towards whichever of the `brokers` takes a connection, on a free port of loopback.
     ///
     /// # Errors
     /// When there is no port to listen on.
-    pub async fn open(broker: SocketAddr) -> std::io::Result<Self> {
+    pub async fn open(brokers: &[SocketAddr]) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let listen = listener.local_addr()?;
         let (condition, watched) = watch::channel(Condition::Open);
         let passed_down = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(accept(listener, broker, watched, Arc::clone(&passed_down))).abort_handle();
+        let task = tokio::spawn(accept(listener, brokers.to_vec(), watched, Arc::clone(&passed_down))).abort_handle();
         Ok(Self { listen, condition, passed_down, task })
     }
 
@@ -121,7 +121,7 @@ impl Drop for Link {
 
 async fn accept(
     listener: TcpListener,
-    broker: SocketAddr,
+    mut brokers: Vec<SocketAddr>,
     condition: watch::Receiver<Condition>,
     passed_down: Arc<AtomicU64>,
 ) {
@@ -136,12 +136,28 @@ async fn accept(
         if *condition.borrow() == Condition::Cut {
             continue;
         }
-        connections.spawn(pass(near, broker, condition.clone(), Arc::clone(&passed_down)));
+        // The next one has another broker first.
+        if !brokers.is_empty() {
+            brokers.rotate_left(1);
+        }
+        connections.spawn(pass(near, brokers.clone(), condition.clone(), Arc::clone(&passed_down)));
     }
 }
 
-async fn pass(near: TcpStream, broker: SocketAddr, condition: watch::Receiver<Condition>, passed_down: Arc<AtomicU64>) {
-    let Ok(Ok(far)) = timeout(CONNECT_MAX, TcpStream::connect(broker)).await else { return };
+async fn pass(
+    near: TcpStream,
+    brokers: Vec<SocketAddr>,
+    condition: watch::Receiver<Condition>,
+    passed_down: Arc<AtomicU64>,
+) {
+    let mut reached = None;
+    for broker in brokers {
+        if let Ok(Ok(far)) = timeout(CONNECT_MAX, TcpStream::connect(broker)).await {
+            reached = Some(far);
+            break;
+        }
+    }
+    let Some(far) = reached else { return };
     // Small messages are not to wait for each other; without it they are merely slower.
     let _ = near.set_nodelay(true);
     let _ = far.set_nodelay(true);
@@ -226,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_link_passes_stalls_and_is_cut_at_run_time() {
-        let link = Link::open(echo().await).await.unwrap();
+        let link = Link::open(&[echo().await]).await.unwrap();
         let mut stream = TcpStream::connect(link.listen).await.unwrap();
         let mut four = [0; 4];
         // Lines, since what comes from the broker is taken apart as its protocol.

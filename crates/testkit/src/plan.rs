@@ -12,6 +12,9 @@ use crate::random::Random;
 /// How many domains, hence subjects, each node is ordered on.
 pub const DOMAINS: u64 = 4;
 
+/// How many supersede keys are in use.
+const SUPERSEDE_KEYS: u64 = 3;
+
 /// How large a run is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Settings {
@@ -21,6 +24,8 @@ pub struct Settings {
     pub orders: usize,
     /// How many nodes.
     pub nodes: usize,
+    /// How many brokers: one, or three that keep three copies of everything.
+    pub brokers: usize,
     /// How many faults.
     pub faults: usize,
     /// How many clients order at once, besides the one that starts a `steward run` for each job.
@@ -36,7 +41,17 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { seed: 1, orders: 2000, nodes: 5, faults: 20, clients: 3, drops: false, resume: true, lasts: None }
+        Self {
+            seed: 1,
+            orders: 2000,
+            nodes: 5,
+            brokers: 1,
+            faults: 20,
+            clients: 3,
+            drops: false,
+            resume: true,
+            lasts: None,
+        }
     }
 }
 
@@ -73,6 +88,30 @@ impl Work {
     }
 }
 
+/// Under which terms a job is ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Under {
+    /// None.
+    Nothing,
+    /// Only the newest that waits under the supersede key of this number is to run.
+    Supersede(u64),
+    /// Under an idempotency key of this number. Two jobs of the plan have each.
+    Once(usize),
+}
+
+/// What its client does next about a job that it has ordered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// Nothing.
+    Nothing,
+    /// Cancels it after so long: before it begins, while it runs, or after its end, as it comes.
+    Cancel(Duration),
+    /// Retries it after so long, where it has ended otherwise than well.
+    Retry(Duration),
+}
+
 /// One job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlannedJob {
@@ -86,6 +125,14 @@ pub struct PlannedJob {
     pub work: Work,
     /// How long a node may take to pick it up.
     pub expires: Duration,
+    /// Under which terms.
+    pub under: Under,
+    /// What follows.
+    pub then: Then,
+    /// Its client gives up and is gone, as far as this job goes, after so long.
+    pub abandoned: Option<Duration>,
+    /// It is ordered a second time, by another client under the same idempotency key.
+    pub again: bool,
 }
 
 /// What breaks.
@@ -97,11 +144,11 @@ pub enum Fault {
     /// SIGSTOP of an agent, then SIGCONT.
     FreezeAgent(usize),
     /// kill -9 of the `nats-server`; `steward broker` starts it again.
-    KillBroker,
+    KillBroker(usize),
     /// kill -9 of `steward broker`; it is started again.
-    KillBrokerKeeper,
+    KillBrokerKeeper(usize),
     /// SIGSTOP of the `nats-server`, then SIGCONT.
-    FreezeBroker,
+    FreezeBroker(usize),
     /// kill -9 of the station; it is started again.
     KillStation,
     /// SIGSTOP of the station, then SIGCONT.
@@ -135,6 +182,8 @@ pub enum Fault {
     Republish(u64),
     /// The disk of an agent's journal is full. Always the last node, which has a small one.
     FillDisk,
+    /// The clock of a unit is set, and is so many milliseconds ahead from now on.
+    SetClock(usize, i64),
 }
 
 /// One fault.
@@ -155,19 +204,41 @@ pub struct Plan {
     pub jobs: Vec<PlannedJob>,
     /// The faults, in the order in which they begin.
     pub faults: Vec<PlannedFault>,
+    /// By how many milliseconds each node's clock is ahead at first.
+    pub clocks: Vec<i64>,
+    /// The same for the station.
+    pub station_clock: i64,
+    /// The same for the clients that are programs.
+    pub client_clock: i64,
+}
+
+/// Whether a node's clock is set in the middle of a run. Every second one is wrong, every second one of these jumps.
+pub const fn clock_jumps(node: usize) -> bool {
+    node % 4 == 1
 }
 
 impl Plan {
     /// Draws it.
     pub fn draw(settings: &Settings) -> Self {
         let mut random = Random::new(settings.seed);
-        Self { jobs: jobs(settings, &mut random), faults: faults(settings, &mut random) }
+        let (jobs, faults) = (jobs(settings, &mut random), faults(settings, &mut random));
+        let mut wrong = || wrong_clock(&mut random);
+        let clocks = (0..settings.nodes).map(|node| if node % 2 == 1 { wrong() } else { 0 }).collect();
+        Self { jobs, faults, clocks, station_clock: wrong(), client_clock: wrong() }
     }
 
     /// How many orders it holds.
     pub fn orders(&self) -> usize {
-        self.jobs.iter().map(|job| job.nodes.len()).sum()
+        self.jobs.iter().filter(|job| !job.again).map(|job| job.nodes.len()).sum()
     }
+}
+
+/// A day ahead, a day behind, or anything in between.
+fn wrong_clock(random: &mut Random) -> i64 {
+    const DAY_MS: u64 = 24 * 3600 * 1000;
+    let ms = if random.below(2) == 0 { DAY_MS } else { random.between(1_000, DAY_MS) };
+    let ms = i64::try_from(ms).unwrap_or(0);
+    if random.below(2) == 0 { ms } else { -ms }
 }
 
 fn jobs(settings: &Settings, random: &mut Random) -> Vec<PlannedJob> {
@@ -195,7 +266,28 @@ fn jobs(settings: &Settings, random: &mut Random) -> Vec<PlannedJob> {
         let expires = if random.below(40) == 0 { Duration::from_secs(1) } else { Duration::from_secs(3600) };
         // One job in fifteen is ordered by a process of its own.
         let client = if random.below(15) == 0 { settings.clients } else { random.below(settings.clients) };
-        jobs.push(PlannedJob { client, domain: random.between(0, DOMAINS - 1), nodes, work, expires });
+        let domain = random.between(0, DOMAINS - 1);
+        let abandoned = (random.below(40) == 0).then(|| Duration::from_millis(random.between(0, 20)));
+        let under = match random.weighted(&[85, 10, 5]) {
+            0 => Under::Nothing,
+            1 => Under::Supersede(random.between(1, SUPERSEDE_KEYS)),
+            _ => Under::Once(jobs.len()),
+        };
+        let then = match random.weighted(&[86, 9, 5]) {
+            0 => Then::Nothing,
+            1 => Then::Cancel(Duration::from_millis(random.between(0, 600))),
+            _ => Then::Retry(Duration::from_millis(random.between(200, 3000))),
+        };
+        let job = PlannedJob { client, domain, nodes, work, expires, under, then, abandoned, again: false };
+        if let Under::Once(_) = under {
+            // By a client over the library, since a program says its arguments in other words. One of the two is lost.
+            let (one, other) = (random.below(settings.clients), random.below(settings.clients));
+            let abandoned = Some(Duration::from_millis(random.between(0, 20)));
+            jobs.push(PlannedJob { client: one, abandoned, ..job.clone() });
+            jobs.push(PlannedJob { client: other, abandoned: None, then: Then::Nothing, again: true, ..job });
+        } else {
+            jobs.push(job);
+        }
         left -= wanted;
     }
     jobs
@@ -211,6 +303,9 @@ fn faults(settings: &Settings, random: &mut Random) -> Vec<PlannedFault> {
         .into_iter()
         .map(|after_orders| {
             let node = random.below(settings.nodes);
+            let broker = random.below(settings.brokers);
+            // One with a clock that may jump, if there is one.
+            let jumping = random.below(settings.nodes.div_ceil(4)) * 4 + 1;
             let (fault, low, high) = match random.weighted(&[
                 16,
                 8,
@@ -233,12 +328,13 @@ fn faults(settings: &Settings, random: &mut Random) -> Vec<PlannedFault> {
                 if settings.drops { 6 } else { 0 },
                 8,
                 4,
+                if settings.nodes > 1 { 6 } else { 0 },
             ]) {
                 0 => (Fault::KillAgent(node), 0, 2000),
                 1 => (Fault::FreezeAgent(node), 200, 4000),
-                2 => (Fault::KillBroker, 0, 0),
-                3 => (Fault::KillBrokerKeeper, 0, 1000),
-                4 => (Fault::FreezeBroker, 200, 3000),
+                2 => (Fault::KillBroker(broker), 0, 0),
+                3 => (Fault::KillBrokerKeeper(broker), 0, 1000),
+                4 => (Fault::FreezeBroker(broker), 200, 3000),
                 5 => (Fault::KillStation, 0, 1000),
                 6 => (Fault::FreezeStation, 200, 3000),
                 7 => (Fault::KillClient(random.below(settings.clients)), 0, 500),
@@ -254,7 +350,8 @@ fn faults(settings: &Settings, random: &mut Random) -> Vec<PlannedFault> {
                 17 => (Fault::DoubleOrders(node), 500, 4000),
                 18 => (Fault::DropOrders(node), 500, 3000),
                 19 => (Fault::Republish(random.between(1, 20)), 0, 0),
-                _ => (Fault::FillDisk, 500, 4000),
+                20 => (Fault::FillDisk, 500, 4000),
+                _ => (Fault::SetClock(if jumping < settings.nodes { jumping } else { 1 }, wrong_clock(random)), 0, 0),
             };
             PlannedFault { after_orders, fault, lasts: Duration::from_millis(random.between(low, high)) }
         })
@@ -286,6 +383,11 @@ mod tests {
             }
             assert!(plan.faults.is_sorted_by_key(|fault| fault.after_orders));
             assert!(!plan.faults.iter().any(|fault| matches!(fault.fault, Fault::DropOrders(_))));
+            let jumps = |fault: &PlannedFault| matches!(fault.fault, Fault::SetClock(node, _) if !clock_jumps(node) || node >= 7);
+            assert!(!plan.faults.iter().any(jumps), "only clocks that are said to jump do");
+            let twins =
+                |again| plan.jobs.iter().filter(move |job| matches!(job.under, Under::Once(_)) && job.again == again);
+            assert_eq!(twins(true).count(), twins(false).count());
         }
     }
 }

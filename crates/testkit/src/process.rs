@@ -13,6 +13,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::wrong_clock::WrongClock;
+
 /// Variables that would lead a program of the system under test elsewhere.
 const MISLEADING: [&str; 6] =
     ["NATS_URL", "NATS_CREDS", "STEWARD_HOME", "STEWARD_LOG", "STEWARD_PARENT", "STEWARD_TESTKIT"];
@@ -32,6 +34,8 @@ pub struct Recipe {
     pub logs: PathBuf,
     /// The directory of the system that it belongs to.
     pub home: PathBuf,
+    /// The clock that it lives by, where that is not the machine's.
+    pub clock: Option<WrongClock>,
 }
 
 impl Recipe {
@@ -51,6 +55,7 @@ impl Recipe {
         for variable in MISLEADING {
             command.env_remove(variable);
         }
+        command.envs(self.clock.iter().flat_map(WrongClock::environment));
         command.args(&self.arguments).env(MARK, &self.home).stdin(Stdio::null()).process_group(0);
         command
     }
@@ -72,6 +77,11 @@ impl Process {
     /// What it runs.
     pub const fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// From its next start on it lives by this clock.
+    pub fn set_clock(&mut self, clock: Option<WrongClock>) {
+        self.recipe.clock = clock;
     }
 
     /// Starts it; one that runs is ended first.

@@ -15,9 +15,9 @@ use crate::check::{Breach, Counts, Evidence, Seen, check};
 use crate::clients::{Client, Ledger, ProgramClient};
 use crate::faults::Faults;
 use crate::memory::{Memory, Samples};
-use crate::plan::{Plan, Settings};
+use crate::plan::{Plan, Settings, clock_jumps};
 use crate::random::Random;
-use crate::system::{KitError, LOOK_EVERY, System};
+use crate::system::{KitError, LOOK_EVERY, Layout, System};
 use crate::watch::{self, Watched};
 use crate::witness;
 
@@ -91,7 +91,14 @@ pub async fn run(
     say: &mut dyn FnMut(String),
 ) -> Result<Report, KitError> {
     let plan = Plan::draw(settings);
-    let mut system = System::start(program, settings.nodes).await?;
+    let layout = Layout {
+        nodes: settings.nodes,
+        brokers: settings.brokers,
+        clocks: plan.clocks.clone(),
+        station_clock: plan.station_clock,
+        client_clock: plan.client_clock,
+    };
+    let mut system = System::laid_out(program, &layout).await?;
     say(format!("{} nodes are online in {}", settings.nodes, system.home().display()));
     let ran = Box::pin(judged(&mut system, settings, &plan, say)).await;
     if keep || !ran.as_ref().is_ok_and(Report::is_good) {
@@ -247,7 +254,9 @@ fn mend(system: &System) {
         system.agent(index).thaw();
     }
     system.client_link.set(crate::link::Condition::Open);
-    system.signal_nats_server(nix::sys::signal::Signal::SIGCONT);
+    for index in 0..system.brokers() {
+        system.signal_nats_server(index, nix::sys::signal::Signal::SIGCONT);
+    }
     system.station().thaw();
 }
 
@@ -354,11 +363,15 @@ async fn gather(system: &System, operator: &Fleet, ledger: &Ledger) -> Result<Ev
     ended?;
     all.take(batch);
     let (orders, replies) = all.evidence();
+    let jumping =
+        system.agents.iter().enumerate().filter(|(index, agent)| clock_jumps(*index) && agent.clock.is_some());
+    let jumping = jumping.map(|(_, agent)| agent.name.clone());
     Ok(Evidence {
         clients: ledger.jobs(),
         records: records(operator).await?,
         orders,
         replies,
+        jumping: jumping.collect(),
         witness: witness::read(&system.witness_dir()).map_err(KitError::io("read the witnesses"))?,
     })
 }

@@ -5,8 +5,10 @@
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::ffi::OsString;
-use std::net::SocketAddr;
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use fleet::{Context, Fleet, Home};
@@ -15,6 +17,7 @@ use nix::sys::signal::Signal;
 
 use crate::link::Link;
 use crate::process::{Process, Recipe, Watchdog, children, of_system, signal};
+use crate::wrong_clock::WrongClock;
 
 /// How long a part may take to get ready.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,6 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The room of the small disk.
 const SMALL_DISK_BYTES: u64 = 32 << 20;
+
+/// What fills the small disk.
+const BALLAST: &str = "ballast";
 
 /// Why a system does not run, or a run could not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +93,23 @@ pub struct Agent {
     process: RefCell<Process>,
     /// Where its journal lies.
     pub state: PathBuf,
+    /// Its clock, if that can be wrong.
+    pub clock: Option<WrongClock>,
+}
+
+/// What a system is made of.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// How many nodes.
+    pub nodes: usize,
+    /// How many brokers: one alone, or three that keep three copies of everything.
+    pub brokers: usize,
+    /// By how many milliseconds the clock of each node is ahead at first; nodes beyond the last have the machine's clock.
+    pub clocks: Vec<i64>,
+    /// The same for the station.
+    pub station_clock: i64,
+    /// The same for clients that are programs.
+    pub client_clock: i64,
 }
 
 /// A running system. Dropping it ends and removes everything, unless it was told to keep its files. When this program is
@@ -95,13 +118,14 @@ pub struct Agent {
 pub struct System {
     home: PathBuf,
     program: PathBuf,
-    broker: RefCell<Process>,
+    brokers: Vec<RefCell<Process>>,
     station: RefCell<Process>,
     /// The edge units.
     pub agents: Vec<Agent>,
     /// The clients' link to the broker.
     pub client_link: Link,
     server: String,
+    client_clock: Option<WrongClock>,
     small_disk: Option<PathBuf>,
     /// What could not be had here, as sentences.
     pub left_out: Vec<String>,
@@ -129,59 +153,103 @@ impl System {
     /// # Errors
     /// [`KitError`] when a part does not start.
     pub async fn start(program: &Path, nodes: usize) -> Result<Self, KitError> {
+        Self::laid_out(program, &Layout { nodes, ..Layout::default() }).await
+    }
+
+    /// The same, laid out as it is said.
+    ///
+    /// # Errors
+    /// As [`System::start`].
+    pub async fn laid_out(program: &Path, layout: &Layout) -> Result<Self, KitError> {
+        let nodes = layout.nodes;
         let home = tempfile::Builder::new()
             .prefix("steward-testkit-")
             .tempdir()
             .map_err(KitError::io("make a directory for the system"))?
             .keep();
-        for part in ["logs", "witness", "bundles", "nodes"] {
-            std::fs::create_dir(home.join(part)).map_err(KitError::io(format!("make the directory {part}")))?;
-        }
         let small_disk = home.join("nodes").join(format!("n{nodes}"));
         let watchdog = Watchdog::start(&home, Some(&small_disk)).map_err(KitError::io("start a watchdog"))?;
         // From here on the parts are in a value that ends them when something goes wrong.
         let mut starting = Starting { home: home.clone(), armed: true };
         run_program(program, &home, &["init"])?;
+        let homes = broker_homes(&home, layout.brokers.max(1))?;
+        for part in ["logs", "witness", "bundles", "nodes"] {
+            std::fs::create_dir(home.join(part)).map_err(KitError::io(format!("make the directory {part}")))?;
+        }
+        let mut left_out = Vec::new();
+        let mut clock = |name: &str, ahead_ms: i64| match WrongClock::new(&home, name) {
+            Ok(clock) => clock.set(ahead_ms).is_ok().then_some(clock),
+            Err(error) => {
+                let said = format!("wrong clocks: no library to load could be made ({error})");
+                if !left_out.contains(&said) {
+                    left_out.push(said);
+                }
+                None
+            }
+        };
+        let mut clock_of = |name: &str, ahead_ms: Option<&i64>| ahead_ms.and_then(|ahead_ms| clock(name, *ahead_ms));
+        let (station_clock, client_clock) = (layout.station_clock, layout.client_clock);
+        let station_clock = clock_of("station", Some(&station_clock).filter(|ahead| **ahead != 0));
+        let client_clock = clock_of("clients", Some(&client_clock).filter(|ahead| **ahead != 0));
         let recipe = |name: &str, arguments: &[&str]| recipe(program, &home, name, arguments);
-        let mut broker = Process::new(recipe("broker", &["-o", "json", "broker", "--broker-listen", "127.0.0.1:0"]));
-        broker.start().map_err(KitError::io("start the broker"))?;
-        let server = wait(&home, "the broker's start", || said_server(&broker.recipe().output())).await?;
-        let address: SocketAddr = server
-            .trim_start_matches("nats://")
-            .parse()
-            .map_err(|_| KitError::Wrong(format!("the broker is said to be at {server:?}, which is no address")))?;
+        let mut brokers = Vec::new();
+        let arguments = broker_arguments(homes.len()).map_err(KitError::io("find free ports"))?;
+        for (index, (own, arguments)) in homes.iter().zip(arguments).enumerate() {
+            let own = own.display().to_string();
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let name = if index == 0 { "broker".to_owned() } else { format!("broker{}", index + 1) };
+            let mut broker = Process::new(recipe(&name, &[&["--home", &own], &arguments[..]].concat()));
+            broker.start().map_err(KitError::io("start the broker"))?;
+            brokers.push(RefCell::new(broker));
+        }
+        let (mut servers, mut addresses) = (Vec::new(), Vec::new());
+        for broker in &brokers {
+            let output = broker.borrow().recipe().output();
+            let server = wait(&home, "the broker's start", || said_server(&output)).await?;
+            let address: SocketAddr = server
+                .trim_start_matches("nats://")
+                .parse()
+                .map_err(|_| KitError::Wrong(format!("the broker is said to be at {server:?}, which is no address")))?;
+            servers.push(server);
+            addresses.push(address);
+        }
+        let server = servers.join(",");
         let addr_file = home.join("station.addr");
         let addr_text = addr_file.display().to_string();
         let mut station = Process::new(recipe(
             "station",
-            &["station", "--http-listen", "127.0.0.1:0", "--http-addr-file", addr_text.as_str()],
+            &["--server", &server, "station", "--http-listen", "127.0.0.1:0", "--http-addr-file", addr_text.as_str()],
         ));
+        station.set_clock(station_clock);
         station.start().map_err(KitError::io("start the station"))?;
         let mut agents = Vec::new();
         for number in 1..=nodes {
             let name = format!("n{number}");
             let bundle = home.join("bundles").join(&name).display().to_string();
             run_program(program, &home, &["node", "enroll", &name, "--out", &bundle])?;
-            let link = Link::open(address).await.map_err(KitError::io("open a link"))?;
+            let link = Link::open(&addresses).await.map_err(KitError::io("open a link"))?;
             let state = home.join("nodes").join(&name);
             std::fs::create_dir_all(&state).map_err(KitError::io("make an agent's directory"))?;
             let (url, state_text) = (link.url(), state.display().to_string());
             let arguments = ["--server", &url, "agent", "--bundle", &bundle, "--state", &state_text];
-            let process = RefCell::new(Process::new(recipe(&name, &arguments)));
-            agents.push(Agent { name, link, process, state });
+            let clock = clock_of(&name, layout.clocks.get(number - 1));
+            let mut process = Process::new(recipe(&name, &arguments));
+            process.set_clock(clock.clone());
+            agents.push(Agent { name, link, process: RefCell::new(process), state, clock });
         }
-        let client_link = Link::open(address).await.map_err(KitError::io("open a link"))?;
+        let client_link = Link::open(&addresses).await.map_err(KitError::io("open a link"))?;
         starting.armed = false;
         let mut system = Self {
             home: home.clone(),
             program: program.to_owned(),
-            broker: RefCell::new(broker),
+            brokers,
             station: RefCell::new(station),
             agents,
             client_link,
             server,
+            client_clock,
             small_disk: None,
-            left_out: Vec::new(),
+            left_out,
             keep: false,
             _watchdog: watchdog,
         };
@@ -209,14 +277,29 @@ impl System {
         self.agents[index % self.agents.len()].process.borrow_mut()
     }
 
+    /// Stops an agent as a service manager does, and waits for its end.
+    pub async fn end_agent(&self, index: usize) {
+        if let Some(pid) = self.agent(index).pid() {
+            signal(pid, Signal::SIGTERM);
+        }
+        while self.agent(index).pid().is_some() && self.agent(index).ended().is_none() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
     /// The process of the station.
     pub fn station(&self) -> RefMut<'_, Process> {
         self.station.borrow_mut()
     }
 
-    /// The process of `steward broker`.
-    pub fn broker(&self) -> RefMut<'_, Process> {
-        self.broker.borrow_mut()
+    /// The process of a `steward broker`.
+    pub fn broker(&self, index: usize) -> RefMut<'_, Process> {
+        self.brokers[index % self.brokers.len()].borrow_mut()
+    }
+
+    /// How many brokers there are.
+    pub fn brokers(&self) -> usize {
+        self.brokers.len()
     }
 
     /// The process ids of agents and station, as they are now.
@@ -225,14 +308,15 @@ impl System {
         (self.agents.iter().filter_map(|agent| pid(agent.process.borrow())).collect(), pid(self.station.borrow()))
     }
 
-    /// The `nats-server` at the moment.
-    pub fn nats_server(&self) -> Option<i32> {
-        children(self.broker.borrow().pid()?).first().copied()
+    /// The `nats-server` of a broker at the moment.
+    pub fn nats_server(&self, index: usize) -> Option<i32> {
+        let broker = self.brokers[index % self.brokers.len()].borrow().pid()?;
+        children(broker).first().copied()
     }
 
-    /// Sends a signal to the `nats-server`.
-    pub fn signal_nats_server(&self, which: Signal) {
-        if let Some(pid) = self.nats_server() {
+    /// Sends a signal to a `nats-server`.
+    pub fn signal_nats_server(&self, index: usize, which: Signal) {
+        if let Some(pid) = self.nats_server(index) {
             signal(pid, which);
         }
     }
@@ -240,6 +324,25 @@ impl System {
     /// Where the last node's journal lies on a disk that is small enough to be filled.
     pub fn small_disk(&self) -> Option<&Path> {
         self.small_disk.as_deref()
+    }
+
+    /// Writes on the small disk until not a byte more fits; `false` if there is none.
+    pub fn fill_small_disk(&self) -> bool {
+        let Some(disk) = self.small_disk() else { return false };
+        let Ok(mut file) = std::fs::File::create(disk.join(BALLAST)) else { return true };
+        for size in [1 << 20, 4096, 1] {
+            let piece = vec![0; size];
+            while file.write_all(&piece).is_ok() {}
+        }
+        true
+    }
+
+    /// Makes room on the small disk again.
+    pub fn empty_small_disk(&self) {
+        if let Some(disk) = self.small_disk() {
+            // It may not be there when not a byte fitted.
+            let _ = std::fs::remove_file(disk.join(BALLAST));
+        }
     }
 
     /// The files stay when it is dropped.
@@ -272,7 +375,8 @@ impl System {
     /// A program that does not run yet, with the clients' link as its way to the broker.
     pub fn steward(&self, name: &str, arguments: &[&str]) -> Recipe {
         let url = self.client_link.url();
-        recipe(&self.program, &self.home, name, &[&["--server", &url], arguments].concat())
+        let recipe = recipe(&self.program, &self.home, name, &[&["--server", &url], arguments].concat());
+        Recipe { clock: self.client_clock.clone(), ..recipe }
     }
 
     /// Waits until every node is online.
@@ -317,7 +421,7 @@ impl Drop for System {
         // The direct children are waited for, so that none of them stays as a zombie.
         self.agents.iter().for_each(|agent| agent.process.borrow_mut().kill());
         self.station.borrow_mut().kill();
-        self.broker.borrow_mut().kill();
+        self.brokers.iter().for_each(|broker| broker.borrow_mut().kill());
         if let Some(disk) = &self.small_disk {
             if self.keep {
                 copy_journal(disk, &self.home.join("small-disk"));
@@ -360,21 +464,66 @@ fn copy_journal(from: &Path, to: &Path) {
     // For whoever looks into a failure; without it there is less to look at.
     let _ = std::fs::create_dir_all(to);
     for entry in std::fs::read_dir(from).into_iter().flatten().flatten() {
-        if entry.path().is_file() && entry.file_name() != "ballast" {
+        if entry.path().is_file() && entry.file_name() != BALLAST {
             let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
         }
     }
 }
 
 fn recipe(program: &Path, home: &Path, name: &str, arguments: &[&str]) -> Recipe {
-    let before = [OsString::from("--home"), home.as_os_str().to_owned()];
+    // A part that has a home of its own says so itself.
+    let own = arguments.first() == Some(&"--home");
+    let before = [OsString::from("--home"), home.as_os_str().to_owned()].into_iter().filter(|_| !own);
     Recipe {
         name: name.to_owned(),
         program: program.to_owned(),
-        arguments: before.into_iter().chain(arguments.iter().map(OsString::from)).collect(),
+        arguments: before.chain(arguments.iter().map(OsString::from)).collect(),
         logs: home.join("logs"),
         home: home.to_owned(),
+        clock: None,
     }
+}
+
+/// The homes of so many brokers: the system's own, and copies of it as `init` has made it.
+fn broker_homes(home: &Path, count: usize) -> Result<Vec<PathBuf>, KitError> {
+    let mut homes = vec![home.to_owned()];
+    let made: Vec<PathBuf> =
+        std::fs::read_dir(home).map_err(KitError::io("read the home"))?.flatten().map(|entry| entry.path()).collect();
+    for number in 2..=count {
+        let copy = home.join("brokers").join(number.to_string());
+        std::fs::create_dir_all(&copy).map_err(KitError::io("make a broker's home"))?;
+        std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .map_err(KitError::io("make a broker's home"))?;
+        let copied = Command::new("cp").arg("-a").args(&made).arg(&copy).status();
+        if !copied.map_err(KitError::io("copy the home"))?.success() {
+            return Err(KitError::Wrong(format!("the home could not be copied to {}", copy.display())));
+        }
+        homes.push(copy);
+    }
+    Ok(homes)
+}
+
+/// What each of so many brokers is started with. Those of a cluster have to be told of each other: at ports that were
+/// free a moment ago.
+fn broker_arguments(count: usize) -> std::io::Result<Vec<Vec<String>>> {
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    if count == 1 {
+        return Ok(vec![words(&["-o", "json", "broker", "--broker-listen", "127.0.0.1:0"])]);
+    }
+    let held: Vec<TcpListener> =
+        (0..2 * count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    let addresses: Vec<String> =
+        held.iter().map(|held| held.local_addr().map(|address| address.to_string())).collect::<std::io::Result<_>>()?;
+    let (clients, routes) = addresses.split_at(count);
+    let one = |index: usize| {
+        let mut all = words(&["-o", "json", "broker", "--broker-listen", &clients[index]]);
+        all.extend(words(&["--cluster-listen", &routes[index], "--server-name", &format!("s{index}")]));
+        for (_, route) in routes.iter().enumerate().filter(|(other, _)| *other != index) {
+            all.extend(words(&["--cluster-route", route]));
+        }
+        all
+    };
+    Ok((0..count).map(one).collect())
 }
 
 fn run_program(program: &Path, home: &Path, arguments: &[&str]) -> Result<(), KitError> {

@@ -74,6 +74,7 @@ impl Watched {
             }
             self.replies.push(StoredReply {
                 sequence: message.sequence,
+                stored_at: message.stored_at,
                 subject: message.subject.clone(),
                 signer: message.signer().ok().map(|key| key.as_str().to_owned()),
                 body: message.payload,

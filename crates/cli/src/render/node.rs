@@ -90,6 +90,9 @@ pub(crate) fn page(node: &Node, colors: bool) -> Vec<String> {
         field("processes", sign.processes.to_string());
         field("orders", format!("{} running, {} waiting", sign.running, sign.waiting));
         field("unconfirmed", format!("{} replies and events", sign.outbox));
+        for limit in &sign.limits {
+            field("holds back", format!("{}: {}", limit.as_str(), limit.sentence()));
+        }
     }
     lines
 }
@@ -125,6 +128,7 @@ pub(crate) mod tests {
             running: 1,
             waiting: 0,
             outbox: 2,
+            limits: Vec::new(),
         };
         let labels = [("site".to_owned(), "oslo".to_owned())].into();
         let record = NodeRecord {

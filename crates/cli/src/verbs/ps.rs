@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use fleet::{Gather, OrderRequest, Terms};
+use fleet::{Gather, Node, OrderRequest, Terms};
 use message::method::{PROCESSES, ProcessStatus};
-use message::{NodeName, State, Token};
+use message::{Limit, NodeName, State, Token};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -64,6 +64,10 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
                 args.node,
                 standing(&node)
             ));
+            // It may be full of what came before, and this very question waits at the broker: its life sign tells.
+            if let Ok(now) = fleet.node(&args.node).await {
+                limits_of(&now).iter().for_each(|limit| session.out.error(&held_back(&args.node, *limit)));
+            }
             return Ok(Exit::Unfinished);
         }
     }
@@ -76,14 +80,32 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     let data = told.outcome.and_then(|outcome| outcome.data.clone()).unwrap_or_default();
     let processes: Vec<ProcessStatus> =
         serde_json::from_value(data).with_context(|| format!("the answer of {} cannot be read", args.node))?;
-    show(session, &processes)?;
+    show(session, &fleet.node(&args.node).await?, &processes)?;
     Ok(Exit::Success)
 }
 
-fn show(session: &mut Session, processes: &[ProcessStatus]) -> anyhow::Result<()> {
+fn limits_of(node: &Node) -> &[Limit] {
+    node.sign.as_ref().map_or(&[], |sign| &sign.limits)
+}
+
+fn held_back(node: &NodeName, limit: Limit) -> String {
+    format!("{node} holds back ({}): {}", limit.as_str(), limit.sentence())
+}
+
+fn show(session: &mut Session, node: &Node, processes: &[ProcessStatus]) -> anyhow::Result<()> {
+    let limits = limits_of(node);
     if session.out.is_json() {
-        return session.out.json_list(processes);
+        let with_limits = |process: &ProcessStatus| {
+            let mut value = json!(process);
+            // What is full holds back all of a node's processes.
+            if !limits.is_empty() {
+                value["limits"] = json!(limits);
+            }
+            value
+        };
+        return session.out.json_list(&processes.iter().map(with_limits).collect::<Vec<_>>());
     }
+    limits.iter().for_each(|limit| session.out.note(held_back(node.name(), *limit)));
     for line in table(processes).lines(session.out.colors()) {
         session.out.line(line)?;
     }

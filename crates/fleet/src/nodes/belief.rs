@@ -181,6 +181,7 @@ mod tests {
             running: 0,
             waiting: 0,
             outbox: 0,
+            limits: Vec::new(),
         }
     }
 

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bus::clock;
 use futures::{StreamExt, TryStreamExt, stream};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN};
 use message::{JobId, NodeName, Order, Pattern, State, Token};
@@ -86,7 +85,7 @@ impl Fleet {
             args: serde_json::to_value(cancel).map_err(|error| FleetError::signing(&error))?,
             timeout: CANCEL_TIMEOUT,
             // As long as what it cancels may still be picked up.
-            expires: lifetime(clock::now(), view.record.expires).clamp(CANCEL_EXPIRES_MIN, EXPIRES_MAX),
+            expires: lifetime(self.now(), view.record.expires).clamp(CANCEL_EXPIRES_MIN, EXPIRES_MAX),
             max_output: 0,
         };
         Ok(CancelPlan { request, nodes, notes, meant: meant.len() })

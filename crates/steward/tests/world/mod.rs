@@ -114,6 +114,16 @@ impl World {
 
     /// Starts an agent.
     pub(crate) fn start_agent(&mut self, name: &str, arguments: &[&str]) {
+        self.start_agent_in(name, arguments, []);
+    }
+
+    /// Starts an agent with more in its environment.
+    pub(crate) fn start_agent_in(
+        &mut self,
+        name: &str,
+        arguments: &[&str],
+        environment: impl IntoIterator<Item = (&'static str, std::ffi::OsString)>,
+    ) {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(self.path(&format!("{name}.log"))).unwrap();
         let child = program()
@@ -121,6 +131,7 @@ impl World {
             .arg(self.home.path())
             .args(["agent", "--name", name])
             .args(arguments)
+            .envs(environment)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -11,11 +11,12 @@ use testkit::system::program;
 const HELP: &str = "\
 Break a running system in every way, and check that no order was lost, run twice or left unaccounted for.
 
-Usage: bench/chaos [--seed N] [--orders N] [--nodes N] [--faults N] [--clients N] [--for DUR] [--drops] [--no-resume] [--keep] [-o json]
+Usage: bench/chaos [--seed N] [--orders N] [--nodes N] [--brokers N] [--faults N] [--clients N] [--for DUR] [--drops] [--no-resume] [--keep] [-o json]
 
   --seed N      what jobs and faults are drawn from [default: 1]
   --orders N    how many orders, one for each (job, node) [default: 2000]
   --nodes N     how many nodes [default: 5]
+  --brokers N   how many brokers: 1, or 3 that keep three copies of everything [default: 1]
   --faults N    how many faults [default: 20]
   --clients N   how many clients order at once, besides one that runs `steward run` [default: 3]
   --for DUR     spread it over this time, like 10m [default: as fast as it goes]
@@ -86,6 +87,10 @@ fn read(mut arguments: impl Iterator<Item = String>) -> Result<Option<Asked>, St
             "--seed" => settings.seed = value()?.parse().map_err(|_| "the seed is no number".to_owned())?,
             "--orders" => settings.orders = number(value()?)?.max(10),
             "--nodes" => settings.nodes = number(value()?)?.max(1),
+            "--brokers" => match number(value()?)? {
+                brokers @ (1 | 3) => settings.brokers = brokers,
+                other => return Err(format!("{other} brokers are neither one alone nor a cluster of 3")),
+            },
             "--faults" => settings.faults = number(value()?)?,
             "--clients" => settings.clients = number(value()?)?.max(1),
             "--for" => settings.lasts = Some(units::parse_duration(&value()?).map_err(|error| error.to_string())?),
