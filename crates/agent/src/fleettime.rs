@@ -6,9 +6,9 @@
 //! (the watermark), which no broker can turn back.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use message::Timestamp;
+use tokio::time::Instant;
 
 /// The broker's clock, as this node last read it.
 #[derive(Debug, Default)]

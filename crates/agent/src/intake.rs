@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::fleettime;
+use crate::halt::Halt;
 use crate::judge::{Grounds, Verdict, judge};
 use crate::outbox::Outbox;
 use crate::past::Past;
@@ -73,7 +74,7 @@ pub(crate) struct Intake {
     pub(crate) epoch: Option<String>,
     pub(crate) watermark: Timestamp,
     /// Why nothing is taken, as long as another agent lives under this name.
-    pub(crate) cloned: watch::Receiver<Option<String>>,
+    pub(crate) cloned: Halt,
     /// What this node is known to have done before.
     pub(crate) past: Past,
     /// Orders that are journaled and not yet handed to their processes: during a catch-up, until it has told what was
@@ -114,14 +115,11 @@ impl Intake {
         let mut retry = CATCH_UP_INTERVAL;
         loop {
             let wake = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let halted = self.cloned.borrow_and_update().is_some();
+            let halted = self.cloned.is_on();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                changed = self.cloned.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
+                () = self.cloned.changed() => {
                     // What the other did meanwhile must not be done again.
                     self.past.doubt();
                     greeted = false;
@@ -141,6 +139,7 @@ impl Intake {
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
                     last_catch_up = Instant::now();
                     let caught_up = tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         caught_up = self.catch_up(greeted, &cancel) => caught_up,
                     };
@@ -269,6 +268,7 @@ impl Intake {
                 if place.is_none() {
                     self.release_and_hold();
                     place = tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(false),
                         permit = Arc::clone(&self.places).acquire_owned() => permit.ok(),
                     };

@@ -13,11 +13,12 @@ use bus::{Bus, BusError, Headers};
 use bytes::Bytes;
 use journal::{Entry, Journal, JournalError, OutputRow, Write};
 use message::{OrderId, Seal, reply};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::Counters;
+use crate::halt::Halt;
 use crate::report;
 use crate::run::Identity;
 
@@ -149,11 +150,11 @@ impl Outbox {
 
     /// Tries again what is in the journal, whenever the link comes up and as long as something fails. Not while another
     /// agent lives under this name: what this journal holds may be the other's past, and the other knows better.
-    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken, mut cloned: watch::Receiver<Option<String>>) {
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken, mut cloned: Halt) {
         let mut link = self.bus.link();
         let mut wait = RETRY_FIRST;
         loop {
-            let alone = cloned.borrow_and_update().is_none();
+            let alone = !cloned.is_on();
             if alone && self.bus.is_up() && self.behind.swap(false, Ordering::Relaxed) {
                 match self.send_again().await {
                     Ok(()) => wait = RETRY_FIRST,
@@ -166,12 +167,9 @@ impl Outbox {
             }
             let behind = alone && self.behind.load(Ordering::Relaxed);
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
-                changed = cloned.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
+                () = cloned.changed() => {}
                 () = self.wake.notified() => tokio::time::sleep(RETRY_FIRST).await,
                 changed = link.changed() => {
                     if changed.is_err() {

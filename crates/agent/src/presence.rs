@@ -6,17 +6,19 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
 use message::registry::{Condition, LifeSignKind};
 use message::{LifeSign, Seal, WIRE_VERSION, units};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::disk;
+use crate::halt::Teller;
 use crate::options::AgentError;
 use crate::process::Processes;
 use crate::run::Identity;
@@ -42,7 +44,7 @@ pub(crate) struct Presence {
     /// Where the journal lies: how much room is left there is told.
     pub(crate) dir: PathBuf,
     /// Why this run may do nothing, as long as another lives under its name.
-    pub(crate) cloned: watch::Sender<Option<String>>,
+    pub(crate) cloned: Teller,
     /// When the other was last heard.
     pub(crate) twin_heard: Option<Instant>,
     /// The revision of our own last sign; 0 before the first.
@@ -64,6 +66,7 @@ impl Presence {
                     tracing::debug!(%error, "the name could not be claimed yet");
                     let mut link = self.bus.link();
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         _ = link.changed() => {}
                         () = tokio::time::sleep(RETRY) => {}
@@ -103,6 +106,7 @@ impl Presence {
                     );
                     waited = true;
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(wait) => {}
                     }
@@ -116,10 +120,10 @@ impl Presence {
     fn meet(&mut self, other: &LifeSign) {
         self.twin_heard = Some(Instant::now());
         let complaint = twin::complaint(other);
-        let news = self.cloned.borrow().as_deref() != Some(complaint.as_str());
+        let news = self.cloned.reason().as_deref() != Some(complaint.as_str());
         if news {
             tracing::error!("{complaint}");
-            self.cloned.send_replace(Some(complaint));
+            self.cloned.tell(Some(complaint));
         }
     }
 
@@ -128,13 +132,13 @@ impl Presence {
         if self.twin_heard.is_some_and(|heard| heard.elapsed() > twin::silence(self.interval)) {
             self.twin_heard = None;
             tracing::warn!("the other agent under this name is gone; this one takes orders again");
-            self.cloned.send_replace(None);
+            self.cloned.tell(None);
         }
     }
 
     /// What is wrong, if anything is; the gravest first.
     fn complaint(&self) -> Option<String> {
-        let cloned = self.cloned.borrow().clone();
+        let cloned = self.cloned.reason();
         cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
@@ -156,6 +160,7 @@ impl Presence {
         let mut wait = self.jittered();
         loop {
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 changed = link.changed() => {
                     if changed.is_err() {

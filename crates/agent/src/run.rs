@@ -1,6 +1,7 @@
 //! The agent's table of contents: open, recover, connect, claim, take in, report, and see all of it end.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -12,12 +13,13 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::config::{Config, EventSource};
 use crate::counters::Counters;
 use crate::fleettime::FleetTime;
+use crate::halt::Teller;
 use crate::intake::{Held, Intake, PLACES};
 use crate::method::keeper_id;
-use crate::options::{AgentError, Options};
+use crate::options::{AgentError, AtStop, Options};
 use crate::outbox::Outbox;
 use crate::past::Past;
 use crate::presence::Presence;
@@ -74,20 +76,59 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         time: FleetTime::default(),
     });
     let keeper = keeper_of(&options)?;
+    let interval = config.life_sign.unwrap_or(options.life_sign_interval);
+    let ground = Ground {
+        identity,
+        trusted,
+        journal,
+        opened,
+        keeper,
+        at_stop: options.at_stop,
+        seat: twin::seat(&options.state_dir),
+        state_dir: options.state_dir.clone(),
+        interval,
+        events: config.event,
+    };
+    live(ground, connect(&options, credentials), cancel).await
+}
+
+/// What an agent stands on: all that it finds when it starts.
+pub(crate) struct Ground {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) trusted: Trusted,
+    pub(crate) journal: Journal,
+    pub(crate) opened: Opened,
+    pub(crate) keeper: keeper::Client,
+    pub(crate) at_stop: AtStop,
+    pub(crate) seat: String,
+    pub(crate) state_dir: PathBuf,
+    /// Between two life signs.
+    pub(crate) interval: Duration,
+    pub(crate) events: Vec<EventSource>,
+}
+
+/// Runs an agent that has all it needs but the link.
+pub(crate) async fn live(
+    ground: Ground,
+    connect: impl Future<Output = Result<Bus, AgentError>>,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let Ground { identity, trusted, journal, opened, keeper, at_stop, seat, state_dir, interval, events } = ground;
     let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
     let interrupted = recover(&journal, &opened, &held).await?;
-    let bus = connect(&options, credentials).await?;
+    let bus = connect.await?;
     let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
     let (degraded, degraded_seen) = watch::channel(None);
-    let (cloned, cloned_seen) = watch::channel(None);
+    let cloned = Teller::default();
+    let cloned_seen = cloned.hear();
     let processes = Processes::new(
         journal.clone(),
         Arc::clone(&outbox),
         Arc::clone(&identity),
         Arc::clone(&counters),
-        options.state_dir.join("methods.d"),
-        (keeper, options.at_stop),
+        state_dir.join("methods.d"),
+        (keeper, at_stop),
         (degraded.clone(), cloned_seen.clone()),
     );
     tracing::info!(
@@ -106,9 +147,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         processes: Arc::clone(&processes),
         degraded: degraded_seen,
         floor: Arc::clone(&floor),
-        interval: config.life_sign.unwrap_or(options.life_sign_interval),
-        seat: twin::seat(&options.state_dir),
-        dir: options.state_dir.clone(),
+        interval,
+        seat,
+        dir: state_dir,
         cloned,
         twin_heard: None,
         revision: Arc::clone(&revision),
@@ -127,7 +168,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let ready = Arc::new(Notify::new());
-    for event in config.event {
+    for event in events {
         let file = FileSource::new(event, journal.clone(), identity.me.name.clone(), Arc::clone(&ready));
         processes.add_source(file.status());
         let stop = stop.clone();
@@ -195,6 +236,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     }
 
     let ended = tokio::select! {
+        biased;
         () = cancel.cancelled() => Ok(()),
         ended = tasks.join_next() => why(ended),
     };
@@ -350,6 +392,7 @@ async fn prune(journal: &Journal, watermark: &watch::Receiver<message::Timestamp
             tracing::warn!(%error, "the journal could not be pruned");
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PRUNE_INTERVAL) => {}
         }

@@ -142,13 +142,8 @@ impl Intake {
             }
             return Ok(Cancelling::Running(id));
         }
-        // Reading all that is remembered takes its time: not on the thread that serves everything else. Nothing can
-        // arrive meanwhile, since it would have to come through here.
-        let (journal, wanted) = (self.journal.clone(), job.clone());
-        let known = tokio::task::spawn_blocking(move || journal.find_job(&wanted))
-            .await
-            .map_err(|_| JournalError::Closed)??;
-        if let Some(entry) = known {
+        // This takes its time. Nothing can arrive meanwhile, since it would have to come through here.
+        if let Some(entry) = self.journal.find_job(job).await? {
             return Ok(stands(entry.history.state()));
         }
         let until = order.created.plus(EXPIRY_MAX);

@@ -1,0 +1,99 @@
+//! A deterministic simulation of whole lives of an agent: the code that ships, on a simulated broker, disk, clock and
+//! keeper, with programs that end by chance. One seed tells all that happens.
+//!
+//! What is real: all of this crate, the reading and writing of `bus` above the connection, the journal down to the
+//! bytes on its disk, the agent's side of the keeper. What is simulated stands in `net` (the broker and the links), in
+//! the feature `simulate` of `bus`, `journal` and `keeper` (connection, clock, dice, disk, keeper), and in `world`
+//! (machines, programs, the operator, and what befalls them). `check` says what must hold afterwards. Where a real
+//! broker can be had, the real one is used: see the tests of `steward` and `testkit`.
+//!
+//! ```text
+//! cargo nextest run -p steward-agent simulation                                    as in CI
+//! STEWARD_SIM_SEEDS=50000 cargo nextest run -p steward-agent simulation --no-capture     more seeds
+//! STEWARD_SIM_FIRST=7000 …                                                          other seeds
+//! STEWARD_SIM_SEED=4711 cargo nextest run -p steward-agent simulation --no-capture       one seed, with its whole trace
+//! ```
+
+mod check;
+mod net;
+mod trace;
+mod world;
+
+use message::Timestamp;
+
+use world::World;
+
+/// How many seeds are tried where nobody says otherwise: as many as a slow core gets through in a minute.
+const SEEDS: u64 = 2_000;
+
+/// The broker's time, `ms` after the beginning of a simulation.
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_ms(1_800_000_000_000 + ms)
+}
+
+fn run(seed: u64) -> (World, Vec<String>) {
+    let mut world = World::new(seed);
+    world.live();
+    let breaches = check::check(&world);
+    (world, breaches)
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// What can be told of a run that went wrong.
+fn told(seed: u64, world: &World, breaches: &[String]) -> String {
+    let words: Vec<String> = breaches
+        .iter()
+        .flat_map(|breach| breach.split([' ', ':', ',']))
+        .filter(|word| word.len() == 32)
+        .map(ToOwned::to_owned)
+        .collect();
+    let mut about = words.clone();
+    about.extend(["agent of", "link of", "keeper of", "broker", "disk of", "set back", "snapshot", "clone", "REPLIES full", "peace"].map(ToOwned::to_owned));
+    let trace = world.trace.lines(&about);
+    format!("seed {seed} ({:?}):\n  {}\n{trace}", world.calamity, breaches.join("\n  "))
+}
+
+#[test]
+fn whatever_happens_every_order_has_one_true_end() {
+    if let Some(seed) = number("STEWARD_SIM_SEED") {
+        let (world, breaches) = run(seed);
+        println!("{}", world.trace.lines(&[]));
+        assert!(breaches.is_empty(), "seed {seed} ({:?}): {breaches:#?}", world.calamity);
+        return;
+    }
+    let first = number("STEWARD_SIM_FIRST").unwrap_or(0);
+    let seeds = number("STEWARD_SIM_SEEDS").unwrap_or(SEEDS);
+    let (mut orders, mut begun, mut wrong) = (0, 0, Vec::new());
+    let since = std::time::Instant::now();
+    for seed in first..first + seeds {
+        let (world, breaches) = run(seed);
+        orders += world.orders.len();
+        begun += world.lives.len();
+        if !breaches.is_empty() {
+            println!("{}\n", told(seed, &world, &breaches));
+            wrong.push(seed);
+            if wrong.len() >= 5 {
+                break;
+            }
+        }
+    }
+    println!("{seeds} seeds from {first}: {orders} orders, {begun} programs, {:?}", since.elapsed());
+    assert!(wrong.is_empty(), "seeds {wrong:?} went wrong");
+}
+
+#[test]
+fn the_same_seed_is_the_same_run() {
+    for seed in 0..20 {
+        let (one, _) = run(seed);
+        let (other, _) = run(seed);
+        if one.trace.digest() != other.trace.digest() {
+            let (one, other) = (one.trace.lines(&[]), other.trace.lines(&[]));
+            let at = one.lines().zip(other.lines()).position(|(one, other)| one != other).unwrap_or(0);
+            let part = |text: &str| text.lines().skip(at.saturating_sub(12)).take(15).collect::<Vec<_>>().join("\n");
+            panic!("seed {seed} at line {at}:\n{}\n-- or --\n{}", part(&one), part(&other));
+        }
+    }
+}
