@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::counters::Counters;
 use crate::fleettime;
 use crate::halt::Halt;
+use crate::in_hand::Found;
 use crate::judge::{Grounds, Verdict, judge};
 use crate::outbox::Outbox;
 use crate::past::Past;
@@ -214,7 +215,14 @@ impl Intake {
             Verdict::Refuse { order, state, reason } => (order, String::new(), Some((state, reason))),
             Verdict::Take { order, operator } => (order, operator, None),
         };
-        let known = batch.ids.contains(&order.id) || !matches!(self.journal.find(&order.id), Ok(None));
+        let known = match self.journal.find(&order.id) {
+            Ok(found) => found.is_some() || batch.ids.contains(&order.id),
+            Err(error) => {
+                // Whoever cannot read knows nothing: passed over as known, it would soon lie below the floor.
+                batch.broken = Some(error);
+                return true;
+            }
+        };
         if known && self.was_noted(message.sequence) {
             return true;
         }
@@ -420,6 +428,7 @@ impl Intake {
         if !greeted {
             self.past.look(&self.bus, &self.identity).await.map_err(|error| error.to_string())?;
         }
+        self.look_back().await?;
         let mut floor = self.chain.floor();
         loop {
             let mut messages = Vec::new();
@@ -484,7 +493,7 @@ impl Intake {
         for message in messages {
             let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
             if let Verdict::Take { order, .. } = judge(&message.subject, &message.payload, message.seal(), grounds)
-                && matches!(self.journal.find(&order.id), Ok(None))
+                && self.journal.find(&order.id).map_err(|error| error.to_string())?.is_none()
             {
                 unknown.push((*order, message.sequence));
             }
@@ -499,6 +508,35 @@ impl Intake {
         self.journal.commit(writes).await.map_err(|error| error.to_string())?;
         for entry in entries.iter().filter(|entry| !entry.is_settled()) {
             self.outbox.report(entry).await;
+        }
+        Ok(())
+    }
+
+    /// Where the journal may be older than what this node did: looks up whether it had told more of the orders that it
+    /// has not done with, and lets that count.
+    async fn look_back(&mut self) -> Result<(), String> {
+        if !self.past.is_doubtful() {
+            return Ok(());
+        }
+        let in_hand = self.processes.in_hand();
+        let unsettled = self.journal.unsettled().map_err(|error| error.to_string())?;
+        let open = unsettled.into_iter().filter(|entry| in_hand.find(&entry.job) != Some((entry.id, Found::Running)));
+        let corrected = self.past.correct(&self.bus, &self.identity, open.collect()).await;
+        for entry in corrected.map_err(|error| error.to_string())? {
+            tracing::warn!(order = %entry.id, state = %entry.history.state(), "this node had told more of an order than its journal knew");
+            let waited = self.processes.in_hand().withdraw(&entry.id);
+            if let Err(error) = self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await {
+                if waited {
+                    self.processes.in_hand().withdrawn(&entry.id, false);
+                }
+                return Err(error.to_string());
+            }
+            if waited {
+                self.let_go(&entry);
+            }
+            if !entry.is_settled() {
+                self.outbox.report(&entry).await;
+            }
         }
         Ok(())
     }

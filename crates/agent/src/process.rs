@@ -65,6 +65,8 @@ pub(crate) struct Processes {
     degraded: watch::Sender<Option<String>>,
     /// Why nothing begins, as long as another agent lives under this name.
     cloned: Halt,
+    /// Nor as long as the journal may be older than what this node did.
+    doubt: Halt,
     in_hand: InHand,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -88,7 +90,7 @@ impl Processes {
         counters: Arc<Counters>,
         methods_dir: PathBuf,
         (keeper, at_stop): (keeper::Client, AtStop),
-        (degraded, cloned): (watch::Sender<Option<String>>, Halt),
+        (degraded, cloned, doubt): (watch::Sender<Option<String>>, Halt, Halt),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
         Arc::new(Self {
@@ -103,6 +105,7 @@ impl Processes {
             sources: Mutex::default(),
             degraded,
             cloned,
+            doubt,
             in_hand: InHand::new(stop.clone()),
             tasks: TaskTracker::new(),
             stop,
@@ -315,11 +318,17 @@ impl Processes {
 
     /// Journals that a waiting order runs now.
     async fn begin(&self, id: &OrderId) -> Option<Entry> {
-        let mut cloned = self.cloned.clone();
+        let (mut cloned, mut doubt) = (self.cloned.clone(), self.doubt.clone());
+        let certain = async {
+            while cloned.is_on() || doubt.is_on() {
+                cloned.over().await;
+                doubt.over().await;
+            }
+        };
         tokio::select! {
             biased;
             () = self.stop.cancelled() => return None,
-            () = cloned.over() => {}
+            () = certain => {}
         }
         // Cancelled or superseded while it waited.
         if !self.in_hand.begin(id).await {

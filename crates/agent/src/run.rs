@@ -122,6 +122,7 @@ pub(crate) async fn live(
     let (degraded, degraded_seen) = watch::channel(None);
     let cloned = Teller::default();
     let cloned_seen = cloned.hear();
+    let doubt = Teller::default();
     let processes = Processes::new(
         journal.clone(),
         Arc::clone(&outbox),
@@ -129,7 +130,7 @@ pub(crate) async fn live(
         Arc::clone(&counters),
         state_dir.join("methods.d"),
         (keeper, at_stop),
-        (degraded.clone(), cloned_seen.clone()),
+        (degraded.clone(), cloned_seen.clone(), doubt.hear()),
     );
     tracing::info!(
         node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,
@@ -188,9 +189,9 @@ pub(crate) async fn live(
         });
     }
     {
-        let (outbox, stop, cloned) = (Arc::clone(&outbox), stop.clone(), cloned_seen.clone());
+        let (outbox, stop, halts) = (Arc::clone(&outbox), stop.clone(), (cloned_seen.clone(), doubt.hear()));
         tasks.spawn(async move {
-            outbox.run(stop, cloned).await;
+            outbox.run(stop, halts).await;
             ("outbox", Ok(()))
         });
     }
@@ -220,7 +221,7 @@ pub(crate) async fn live(
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
         cloned: cloned_seen,
-        past: Past::new(revision, heard_floor),
+        past: Past::new(doubt, revision, heard_floor),
         held: Some(resumed),
     };
     {

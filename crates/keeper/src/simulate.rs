@@ -184,13 +184,14 @@ impl Keeper {
         }
     }
 
-    /// The keeper is killed, and all its programs with it.
-    pub fn die(&self) {
+    /// The keeper is killed, and all its programs with it. Returns what it held: how these ended, nobody knows any more.
+    pub fn die(&self) -> Vec<Id> {
         let mut state = self.state();
-        state.held.clear();
+        let held = std::mem::take(&mut state.held).into_keys().collect();
         if let Some((link, _)) = state.line.take() {
             link.lose();
         }
+        held
     }
 }
 

@@ -110,7 +110,9 @@ fn contradiction(issued: &Issued, history: &History, lives: &[&Life], calamity: 
         State::Failed => matches!(end, Some(End::Exited { code: 1 })),
         State::TimedOut => end == Some(End::TimedOut),
         State::Cancelled if told_begun => lives.is_empty() || end == Some(End::Cancelled),
-        State::Interrupted => forgot || lives.is_empty() || end.is_none() || end == Some(End::Cancelled),
+        State::Interrupted => {
+            forgot || lives.is_empty() || lives.iter().any(|life| life.lost) || end == Some(End::Cancelled)
+        }
         State::Expired | State::Superseded | State::Rejected | State::Cancelled => lives.is_empty(),
         // That it has no end is said elsewhere.
         State::Queued | State::Delivered | State::Running => true,
@@ -153,7 +155,7 @@ fn taken_back(
         let answer = net.heard.iter().rev().find(|(_, reply)| reply.order == cancel.order.id);
         let Some(data) = answer.and_then(|(_, reply)| reply.outcome.as_ref()?.data.clone()) else { continue };
         let target = world.orders.iter().find(|issued| Some(&issued.order.job) == cancel.cancels.as_ref());
-        let Some(target) = target else { continue };
+        let Some(target) = target.filter(|target| !world.excused.contains(&target.order.id)) else { continue };
         let state = found.get(&target.order.id).map_or(State::Queued, History::state);
         let begun = lives.contains_key(&target.order.id);
         if data["now"] == "cancelled" && (data["found"] == "queued" || data["found"] == "delivered") && begun {

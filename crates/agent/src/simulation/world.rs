@@ -77,6 +77,8 @@ pub(super) struct Life {
     pub(super) machine: usize,
     pub(super) begun: i64,
     pub(super) ended: Option<(i64, Option<End>)>,
+    /// The keeper went down while it held it.
+    pub(super) lost: bool,
     due: i64,
     how: End,
     prints: usize,
@@ -102,6 +104,8 @@ struct Machine {
     run: Option<Running>,
     start_at: Option<i64>,
     up: bool,
+    /// When there will be room on its disk again.
+    free_at: Option<i64>,
 }
 
 struct Keys {
@@ -214,6 +218,7 @@ impl World {
             run: None,
             start_at: Some(self.now),
             up: true,
+            free_at: None,
         });
     }
 
@@ -265,9 +270,10 @@ impl World {
             74..77 => self.stop_kindly(),
             77..81 => {
                 let machine = self.dice.below(self.machines.len());
-                let full = self.dice.chance(50);
-                self.note(|| format!("disk of {machine} full: {full}"));
-                self.machines[machine].disk.set_full(full);
+                let free_at = self.now + self.dice.below(15_000) as i64;
+                self.note(|| format!("disk of {machine} full until {free_at} ms"));
+                self.machines[machine].disk.set_full(true);
+                self.machines[machine].free_at = Some(free_at);
             }
             81..84 => {
                 let machine = self.dice.below(self.machines.len());
@@ -523,11 +529,15 @@ impl World {
 
     fn keeper_dies(&mut self, machine: usize) {
         self.note(|| format!("keeper of {machine} dies"));
-        let own = &self.machines[machine].keeper;
-        let running = own.running();
-        own.die();
-        for id in running {
-            self.over(machine, id, None);
+        for id in self.machines[machine].keeper.die() {
+            let (now, order) = (self.now, OrderId::from_bytes(id.0));
+            self.note(|| format!("{id} is lost"));
+            for (own, life) in &mut self.lives {
+                if *own == order && life.machine == machine {
+                    life.lost = true;
+                    life.ended.get_or_insert((now, None));
+                }
+            }
         }
     }
 
@@ -662,7 +672,7 @@ impl World {
         let longest = if busy { 1 } else { STEP_MAX_MS };
         let mut end = until.min(self.now + longest);
         let arrival = self.shared.net().next_arrival();
-        let starts = self.machines.iter().filter_map(|machine| machine.start_at);
+        let starts = self.machines.iter().flat_map(|machine| [machine.start_at, machine.free_at]).flatten();
         let ends = self.lives.iter().filter(|(_, life)| life.ended.is_none()).map(|(_, life)| life.due);
         for due in starts.chain(ends).chain(arrival) {
             end = end.min(due.max(self.now + 1));
@@ -762,7 +772,7 @@ impl World {
         };
         let prints = if self.dice.chance(40) { self.dice.below(4) } else { 0 };
         let due = self.now + lasts.min(limit);
-        let life = Life { machine, begun: self.now, ended: None, due, how, prints };
+        let life = Life { machine, begun: self.now, ended: None, lost: false, due, how, prints };
         self.lives.push((OrderId::from_bytes(id.0), life));
     }
 
@@ -798,6 +808,10 @@ impl World {
     /// Starts an agent again that has ended, or is due.
     fn look_after(&mut self, machine: usize) {
         let own = &mut self.machines[machine];
+        if own.free_at.is_some_and(|at| at <= self.now) {
+            own.free_at = None;
+            own.disk.set_full(false);
+        }
         if own.start_at.is_some_and(|at| at <= self.now) {
             return self.start(machine);
         }
