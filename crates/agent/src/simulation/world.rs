@@ -148,7 +148,8 @@ pub(super) struct World {
     pub(super) trace: Trace,
     pub(super) breaches: Vec<String>,
     pub(super) calamity: Calamity,
-    snapshots: Vec<SimDisk>,
+    /// Each with the orders that its journal may know.
+    snapshots: Vec<(SimDisk, BTreeSet<OrderId>)>,
     seats: u64,
     steps: u64,
     at_stop: AtStop,
@@ -315,14 +316,17 @@ impl World {
             Calamity::SetBack => {
                 if self.snapshots.is_empty() || self.dice.chance(50) {
                     self.note(|| "snapshot".into());
-                    self.snapshots.push(self.machines[0].disk.copied());
+                    let run = self.machines[0].run.as_ref();
+                    let knows = |id: &OrderId| run.is_none_or(|run| !matches!(run.journal.find(id), Ok(None)));
+                    let known = self.orders.iter().map(|issued| issued.order.id).filter(knows).collect();
+                    self.snapshots.push((self.machines[0].disk.copied(), known));
                 } else {
                     let at = self.dice.below(self.snapshots.len());
-                    let older = self.snapshots[at].copied();
+                    let (older, known) = (self.snapshots[at].0.copied(), self.snapshots[at].1.clone());
                     self.kill(0, true);
                     self.note(|| format!("set back to snapshot {at}"));
                     self.machines[0].disk = older;
-                    self.excuse();
+                    self.excuse(Some(&known));
                 }
             }
             Calamity::Clone if self.machines.len() < 2 => {
@@ -334,16 +338,21 @@ impl World {
         }
     }
 
-    /// What has begun and nobody has heard of is known to nobody from here on.
-    fn excuse(&mut self) {
+    /// What has begun and nobody has heard of is known to nobody from here on. `known`: what the journal knows that is
+    /// left, as far as that is certain.
+    fn excuse(&mut self, known: Option<&BTreeSet<OrderId>>) {
         let net = self.shared.net();
         let told: BTreeSet<OrderId> = net.heard.iter().map(|(_, reply)| reply.order).collect();
+        let begun = net.heard.iter().filter(|(_, reply)| reply.history.at(message::State::Running).is_some());
+        let told_begun: BTreeSet<OrderId> = begun.map(|(_, reply)| reply.order).collect();
         let (floor, epoch) = (net.heard_floor(), net.epoch);
         drop(net);
         for (id, _) in &self.lives {
             let issued = self.orders.iter().find(|issued| issued.order.id == *id);
             let sequence = issued.and_then(|issued| issued.stored.iter().find(|stored| stored.0 == epoch));
-            if !told.contains(id) && sequence.is_none_or(|(_, sequence)| *sequence > floor) {
+            let heard = told.contains(id) || sequence.is_some_and(|(_, sequence)| *sequence <= floor);
+            // That it had been taken says nothing to a journal in which it waits.
+            if !told_begun.contains(id) && (!heard || known.is_none_or(|known| known.contains(id))) {
                 self.excused.insert(*id);
             }
         }
@@ -847,7 +856,7 @@ impl World {
                     life.machine = 0;
                 }
             }
-            self.excuse();
+            self.excuse(None);
         }
         {
             let mut net = self.shared.net();
