@@ -339,9 +339,7 @@ impl Intake {
             writes.push(Write::Entry(Box::new(decided.entry.clone())));
             self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
-        writes.extend(batch.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
-        writes.extend(batch.tombstones.iter().cloned().map(Write::Tombstone));
-        writes.extend(batch.newest.values().cloned().map(Write::Newest));
+        batch.add_to(&mut writes);
         self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
             self.give_back(&batch);
@@ -489,12 +487,15 @@ impl Intake {
             return Ok(());
         }
         let trust = self.trusted.current();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut signers) = (Vec::new(), BTreeMap::new());
         for message in messages {
             let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
-            if let Verdict::Take { order, .. } = judge(&message.subject, &message.payload, message.seal(), grounds)
+            if let Verdict::Take { order, operator } = judge(&message.subject, &message.payload, message.seal(), grounds)
                 && self.journal.find(&order.id).map_err(|error| error.to_string())?.is_none()
+                // Once, though it may have been stored several times: a second account would be of another time.
+                && unknown.iter().all(|(earlier, _): &(Order, u64)| earlier.id != order.id)
             {
+                signers.insert(order.id, (order.clone(), operator));
                 unknown.push((*order, message.sequence));
             }
         }
@@ -504,9 +505,28 @@ impl Intake {
             return Ok(());
         }
         tracing::warn!(orders = entries.len(), "the journal did not know what this node had done; it was looked up");
-        let writes = entries.iter().map(|entry| Write::Entry(Box::new(entry.clone()))).collect();
-        self.journal.commit(writes).await.map_err(|error| error.to_string())?;
-        for entry in entries.iter().filter(|entry| !entry.is_settled()) {
+        let mut batch = Batch::default();
+        let mut done = Ok(());
+        for entry in &entries {
+            if let Some((order, operator)) = signers.get(&entry.id)
+                && done.is_ok()
+            {
+                done = self.do_again(order, operator, entry, &mut batch).await;
+            }
+        }
+        let mut writes: Vec<_> = entries.iter().map(|entry| Write::Entry(Box::new(entry.clone()))).collect();
+        batch.add_to(&mut writes);
+        if done.is_ok() {
+            done = self.journal.commit(writes).await;
+        }
+        if let Err(error) = done {
+            self.give_back(&batch);
+            return Err(error.to_string());
+        }
+        for entry in &batch.withdrawn {
+            self.let_go(entry);
+        }
+        for entry in entries.iter().filter(|entry| !entry.is_settled()).chain(&batch.withdrawn) {
             self.outbox.report(entry).await;
         }
         Ok(())
@@ -580,6 +600,15 @@ struct Batch {
     endings: Vec<Ending>,
     /// The journal could not be read: nothing of this batch counts.
     broken: Option<JournalError>,
+}
+
+impl Batch {
+    /// What becomes of other orders.
+    fn add_to(&self, writes: &mut Vec<Write>) {
+        writes.extend(self.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
+        writes.extend(self.tombstones.iter().cloned().map(Write::Tombstone));
+        writes.extend(self.newest.values().cloned().map(Write::Newest));
+    }
 }
 
 /// The journal entry of a newly arrived order.

@@ -76,8 +76,7 @@ impl Past {
     ) -> Result<Vec<Entry>, BusError> {
         let heard_floor = self.heard_floor.load(Ordering::Relaxed);
         let whose = |(order, _): &(Order, u64)| (order.id, order.from.clone(), order.job.clone());
-        let recall =
-            move |(order, sequence): (Order, u64), answer| recalled(&order, sequence, answer, heard_floor);
+        let recall = move |(order, sequence): (Order, u64), answer| recalled(&order, sequence, answer, heard_floor);
         look_up(bus, identity, orders, whose, recall).await
     }
 
@@ -185,8 +184,7 @@ fn ended(mut history: History, reason: Option<String>) -> Option<(History, Optio
     if history.state().is_terminal() {
         return Some((history, reason));
     }
-    let reason =
-        "this node had taken it before its journal was lost or set back; whether it was run is not known, and it was \
+    let reason = "this node had taken it before its journal was lost or set back; whether it was run is not known, and it was \
          not run again";
     // It may follow every state that is not the last.
     history.push(State::Interrupted, clock::now()).ok()?;

@@ -80,7 +80,12 @@ impl Presence {
     async fn try_claim(&mut self, cancel: &CancellationToken) -> Result<(), AgentError> {
         let name = self.identity.me.name.clone();
         let mut waited = false;
-        while let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? {
+        loop {
+            let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? else {
+                // What an earlier try found is gone with the store that held it.
+                self.revision.store(0, Ordering::Relaxed);
+                break;
+            };
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
             self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);

@@ -12,8 +12,8 @@ use message::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::clock;
 use crate::client::Subscriber;
+use crate::clock;
 use crate::connect::Bus;
 use crate::error::BusError;
 use crate::wire::{Message, broker_time};

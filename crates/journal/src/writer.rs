@@ -151,9 +151,7 @@ impl Journal {
     /// # Errors
     /// As [`Journal::open`].
     #[cfg(feature = "simulate")]
-    pub fn simulated(
-        disk: &crate::simulate::SimDisk,
-    ) -> Result<(Self, Opened, crate::simulate::Writer), JournalError> {
+    pub fn simulated(disk: &crate::simulate::SimDisk) -> Result<(Self, Opened, crate::simulate::Writer), JournalError> {
         let (ledger, opened) = Ledger::open(Box::new(disk.clone()))?;
         let reader = ledger.reader();
         let (requests, queue) = mpsc::channel();

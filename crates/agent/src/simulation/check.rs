@@ -144,11 +144,7 @@ fn overtaken(world: &World, lives: &BTreeMap<OrderId, Vec<&Life>>) -> Vec<String
 }
 
 /// Cancels that told something else than what became of their orders.
-fn taken_back(
-    world: &World,
-    found: &BTreeMap<OrderId, History>,
-    lives: &BTreeMap<OrderId, Vec<&Life>>,
-) -> Vec<String> {
+fn taken_back(world: &World, found: &BTreeMap<OrderId, History>, lives: &BTreeMap<OrderId, Vec<&Life>>) -> Vec<String> {
     let net = world.shared.net();
     let mut breaches = Vec::new();
     for cancel in world.orders.iter().filter(|issued| issued.cancels.is_some()) {

@@ -51,7 +51,21 @@ fn told(seed: u64, world: &World, breaches: &[String]) -> String {
         .map(ToOwned::to_owned)
         .collect();
     let mut about = words.clone();
-    about.extend(["agent of", "link of", "keeper of", "broker", "disk of", "set back", "snapshot", "clone", "REPLIES full", "peace"].map(ToOwned::to_owned));
+    about.extend(
+        [
+            "agent of",
+            "link of",
+            "keeper of",
+            "broker",
+            "disk of",
+            "set back",
+            "snapshot",
+            "clone",
+            "REPLIES full",
+            "peace",
+        ]
+        .map(ToOwned::to_owned),
+    );
     let trace = world.trace.lines(&about);
     format!("seed {seed} ({:?}):\n  {}\n{trace}", world.calamity, breaches.join("\n  "))
 }
