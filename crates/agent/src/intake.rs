@@ -426,6 +426,7 @@ impl Intake {
         if !greeted {
             self.past.look(&self.bus, &self.identity).await.map_err(|error| error.to_string())?;
         }
+        self.past.notice_others();
         self.look_back().await?;
         let mut floor = self.chain.floor();
         loop {
@@ -567,6 +568,7 @@ impl Intake {
         let Some(epoch) = found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()) else {
             return Ok(());
         };
+        self.past.at_epoch(self.epoch.as_ref() != Some(&epoch));
         if self.epoch.as_ref() != Some(&epoch) {
             if self.epoch.is_some() {
                 tracing::warn!("the broker's store is a new one; reading starts from its beginning");

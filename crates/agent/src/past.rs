@@ -28,14 +28,24 @@ pub(crate) struct Past {
     doubt: Teller,
     /// The revision of the last life sign that this run has made.
     revision: Arc<AtomicU64>,
+    /// How many signs of other runs were found, and of how many of them the past is settled.
+    others: Arc<AtomicU64>,
+    others_seen: u64,
+    /// Whether this run has read the store's epoch.
+    knows_epoch: bool,
     /// The highest floor that the broker has heard of before this run.
     heard_floor: Arc<AtomicU64>,
 }
 
 impl Past {
     /// At the start of a run nothing is certain.
-    pub(crate) fn new(doubt: Teller, revision: Arc<AtomicU64>, heard_floor: Arc<AtomicU64>) -> Self {
-        let mut past = Self { doubt, revision, heard_floor };
+    pub(crate) fn new(
+        doubt: Teller,
+        revision: Arc<AtomicU64>,
+        others: Arc<AtomicU64>,
+        heard_floor: Arc<AtomicU64>,
+    ) -> Self {
+        let mut past = Self { doubt, revision, others, others_seen: 0, knows_epoch: false, heard_floor };
         past.doubt();
         past
     }
@@ -43,6 +53,24 @@ impl Past {
     /// From now on nothing is certain.
     pub(crate) fn doubt(&mut self) {
         self.doubt.tell(Some("the journal may be older than what this node did".into()));
+    }
+
+    /// Whether another run has spoken in this node's name since it was last asked.
+    pub(crate) fn notice_others(&mut self) {
+        let others = self.others.load(Ordering::Acquire);
+        if others != self.others_seen {
+            self.others_seen = others;
+            self.doubt();
+        }
+    }
+
+    /// The epoch of the broker's store was read. If it has changed under this run, what the old store had heard is no
+    /// measure for the new one's sequences.
+    pub(crate) fn at_epoch(&mut self, is_new: bool) {
+        if is_new && self.knows_epoch {
+            self.heard_floor.store(0, Ordering::Relaxed);
+        }
+        self.knows_epoch = true;
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {

@@ -49,6 +49,8 @@ pub(crate) struct Presence {
     pub(crate) twin_heard: Option<Instant>,
     /// The revision of our own last sign; 0 before the first.
     pub(crate) revision: Arc<AtomicU64>,
+    /// How many signs of other runs were found where our own should stand.
+    pub(crate) others: Arc<AtomicU64>,
     /// The highest floor that the broker has heard of before this run.
     pub(crate) heard_floor: Arc<AtomicU64>,
 }
@@ -214,8 +216,15 @@ impl Presence {
             // Not known now; the next sign will meet the same conflict.
             Err(_) => return RETRY,
         };
-        self.revision.store(found.as_ref().map_or(0, |found| found.sequence), Ordering::Relaxed);
-        match found.and_then(|found| self.own_sign(&found)) {
+        let sequence = found.as_ref().map_or(0, |found| found.sequence);
+        let sign = found.and_then(|found| self.own_sign(&found));
+        if let Some(other) = sign.as_ref().filter(|sign| sign.boot != self.identity.boot) {
+            // Also if it is gone: what it did, the journal does not know. Noted before its sign counts as known.
+            self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.others.fetch_add(1, Ordering::Release);
+        }
+        self.revision.store(sequence, Ordering::Relaxed);
+        match sign {
             Some(other) if twin::is_twin(&other, self.identity.boot) => {
                 self.meet(&other);
                 // At once, each time: who waited for its turn would never be heard by the other.

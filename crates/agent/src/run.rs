@@ -140,7 +140,7 @@ pub(crate) async fn live(
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
-    let (revision, heard_floor) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let [revision, others, heard_floor] = [0; 3].map(|zero| Arc::new(AtomicU64::new(zero)));
     let mut presence = Presence {
         bus: bus.clone(),
         identity: Arc::clone(&identity),
@@ -154,6 +154,7 @@ pub(crate) async fn live(
         cloned,
         twin_heard: None,
         revision: Arc::clone(&revision),
+        others: Arc::clone(&others),
         heard_floor: Arc::clone(&heard_floor),
     };
     start_default_processes(&processes);
@@ -221,7 +222,7 @@ pub(crate) async fn live(
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
         cloned: cloned_seen,
-        past: Past::new(doubt, revision, heard_floor),
+        past: Past::new(doubt, revision, others, heard_floor),
         held: Some(resumed),
     };
     {

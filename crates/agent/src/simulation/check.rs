@@ -100,8 +100,11 @@ fn contradiction(issued: &Issued, history: &History, lives: &[&Life], calamity: 
     }
     let told_begun = history.at(State::Running).is_some();
     let end = lives.last().and_then(|life| life.ended.clone()).and_then(|(_, end)| end);
-    // Whose journal or broker was lost may only know that it has been at it.
-    let forgot = calamity != Calamity::None && state == State::Interrupted;
+    // Whose journal was set back may only know that it has been at it.
+    let forgot = matches!(calamity, Calamity::SetBack | Calamity::Clone) && state == State::Interrupted;
+    if state == State::Interrupted && !told_begun && !forgot {
+        return Some("told as interrupted, and nothing was forgotten".to_owned());
+    }
     if !told_begun && !lives.is_empty() && !forgot {
         return Some(format!("told as {state} without having run, and it has begun"));
     }

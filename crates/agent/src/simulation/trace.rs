@@ -3,14 +3,21 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// The lines of one run.
-#[derive(Default)]
 pub(super) struct Trace {
+    is_on: bool,
     digest: DefaultHasher,
     lines: Vec<String>,
 }
 
 impl Trace {
+    pub(super) fn new(is_on: bool) -> Self {
+        Self { is_on, digest: DefaultHasher::new(), lines: Vec::new() }
+    }
+
     pub(super) fn note(&mut self, now: i64, line: impl FnOnce() -> String) {
+        if !self.is_on {
+            return;
+        }
         let line = format!("{:>8}.{:03} {}", now / 1000, now % 1000, line());
         line.hash(&mut self.digest);
         self.lines.push(line);

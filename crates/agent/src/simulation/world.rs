@@ -163,7 +163,8 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64) -> Self {
+    /// Of this seed; it writes down what happens if `traced`, which costs more than all else.
+    pub(super) fn new(seed: u64, traced: bool) -> Self {
         let mut dice = Dice::new(seed);
         let wake = Arc::new(Notify::new());
         let shared = Shared::new(dice.bits(), Arc::clone(&wake));
@@ -192,7 +193,7 @@ impl World {
             orders: Vec::new(),
             lives: Vec::new(),
             excused: BTreeSet::new(),
-            trace: Trace::default(),
+            trace: Trace::new(traced),
             breaches: Vec::new(),
             calamity,
             snapshots: Vec::new(),
@@ -239,7 +240,7 @@ impl World {
 
     /// The whole course: orders and faults, then peace until everything is settled.
     pub(super) fn live(&mut self) {
-        let deeds = 25 + self.dice.below(35);
+        let deeds = 10 + self.dice.below(25);
         for _ in 0..deeds {
             let pause = match self.dice.below(10) {
                 0..4 => self.dice.below(10),
