@@ -58,6 +58,11 @@ impl Halt {
         state.0.is_some()
     }
 
+    /// The same, and what is news stays news.
+    pub(crate) fn is_on_now(&self) -> bool {
+        self.told.state().0.is_some()
+    }
+
     /// Returns when there is news. May be cancelled at any time.
     pub(crate) async fn changed(&mut self) {
         loop {

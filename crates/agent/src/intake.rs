@@ -450,6 +450,9 @@ impl Intake {
                     messages.push(message);
                 }
             }
+            if self.cloned.is_on_now() {
+                return Err("another agent lives under this name".into());
+            }
             self.remember(&messages).await?;
             let mut batch = Batch::default();
             for message in &messages {

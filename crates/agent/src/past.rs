@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bus::{Bus, BusError, clock, kv};
 use journal::Entry;
 use message::state::Merge;
-use message::{History, JobId, NodeName, Order, OrderId, Reply, ReplySubject, State};
+use message::{History, JobId, LifeSign, NodeName, Order, OrderId, Reply, ReplySubject, State};
 use tokio::task::JoinSet;
 
 use crate::halt::Teller;
 use crate::run::Identity;
+use crate::twin;
 
 /// How many answers are looked up at once.
 const LOOK_UPS_MAX: usize = 32;
@@ -86,13 +87,22 @@ impl Past {
 
     /// At a new link: whether somebody has spoken in this node's name whom this run does not remember, such as the
     /// future of a machine that was set back while it ran.
+    ///
+    /// # Errors
+    /// Also when that one may be alive; whoever gives the life signs finds out.
     pub(crate) async fn look(&mut self, bus: &Bus, identity: &Identity) -> Result<(), BusError> {
         let known = self.revision.load(Ordering::Relaxed);
         let found = bus.kv_get(kv::PRESENCE, identity.me.name.as_str()).await?;
-        if found.is_some_and(|sign| sign.sequence != known) {
-            self.doubt();
+        let Some(found) = found.filter(|found| found.sequence != known) else { return Ok(()) };
+        self.doubt();
+        let is_own = found.signer().is_ok_and(|signer| signer == identity.me.key);
+        match serde_json::from_slice::<LifeSign>(&found.payload) {
+            // It may be at it right now: what becomes of that, only it can tell.
+            Ok(sign) if is_own && twin::is_twin(&sign, identity.boot) => {
+                Err(BusError::Conflict { what: "this node's life sign".into() })
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// The entries of those of these orders, none of which the journal knows, that this node has taken before.

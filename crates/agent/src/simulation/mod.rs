@@ -48,8 +48,19 @@ fn told(seed: u64) -> String {
     let words = breaches.iter().flat_map(|breach| breach.split([' ', ':', ',']));
     let mut about: Vec<String> = words.filter(|word| word.len() == 32).map(ToOwned::to_owned).collect();
     about.extend(
-        ["agent of", "link of", "keeper of", "disk of", "broker", "set back", "snapshot", "clone", "REPLIES full", "peace"]
-            .map(ToOwned::to_owned),
+        [
+            "agent of",
+            "link of",
+            "keeper of",
+            "disk of",
+            "broker",
+            "set back",
+            "snapshot",
+            "clone",
+            "REPLIES full",
+            "peace",
+        ]
+        .map(ToOwned::to_owned),
     );
     format!("seed {seed} ({:?}):\n  {}\n{}", world.calamity, breaches.join("\n  "), world.trace.lines(&about))
 }
