@@ -589,6 +589,7 @@ impl Intake {
             }
             self.epoch = Some(epoch);
         }
+        self.floor.fetch_max(self.chain.floor(), Ordering::Relaxed);
         Ok(())
     }
 }

@@ -91,6 +91,7 @@ impl Presence {
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
             self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.floor.fetch_max(other.floor, Ordering::Relaxed);
             if waited {
                 if moved && twin::is_twin(&other, self.identity.boot) {
                     self.meet(&other);
@@ -217,6 +218,11 @@ impl Presence {
             Err(_) => return RETRY,
         };
         let sequence = found.as_ref().map_or(0, |found| found.sequence);
+        if found.is_none() {
+            // Gone with its store: floors of that one mean nothing here.
+            self.floor.store(0, Ordering::Relaxed);
+            self.heard_floor.store(0, Ordering::Relaxed);
+        }
         let sign = found.and_then(|found| self.own_sign(&found));
         if let Some(other) = sign.as_ref().filter(|sign| sign.boot != self.identity.boot) {
             // Also if it is gone: what it did, the journal does not know. Noted before its sign counts as known.

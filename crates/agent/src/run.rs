@@ -139,7 +139,8 @@ pub(crate) async fn live(
 
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Ended> = JoinSet::new();
-    let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
+    // Which store the journal's own floor belongs to is not known yet: until then, what that store has heard is told.
+    let floor = Arc::new(AtomicU64::new(0));
     let [revision, others, heard_floor] = [0; 3].map(|zero| Arc::new(AtomicU64::new(zero)));
     let mut presence = Presence {
         bus: bus.clone(),

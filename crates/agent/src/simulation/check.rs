@@ -14,8 +14,14 @@ fn histories(world: &World, epoch: Option<u64>) -> (BTreeMap<OrderId, History>, 
     let (mut found, mut contradicted) = (BTreeMap::<OrderId, History>::new(), BTreeSet::new());
     let net = world.shared.net();
     for (_, reply) in net.heard.iter().filter(|(own, _)| epoch.is_none_or(|epoch| *own == epoch)) {
-        if found.entry(reply.order).or_default().merge(&reply.history) == Merge::Contradiction {
-            contradicted.insert(reply.order);
+        let known = found.entry(reply.order).or_default();
+        if known.merge(&reply.history) == Merge::Contradiction {
+            // Of two clones one may be cut off with the program: what the other says then is that it does not know, and
+            // readers keep what they heard first.
+            let unknown = [known.state(), reply.state()].contains(&State::Interrupted);
+            if !(unknown && world.calamity == Calamity::Clone) {
+                contradicted.insert(reply.order);
+            }
         }
     }
     (found, contradicted)
