@@ -89,7 +89,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         interval,
         events: config.event,
     };
-    live(ground, connect(&options, credentials), cancel).await
+    Box::pin(live(ground, connect(&options, credentials), cancel)).await
 }
 
 /// What an agent stands on: all that it finds when it starts.

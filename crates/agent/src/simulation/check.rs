@@ -129,10 +129,13 @@ fn contradiction(issued: &Issued, history: &History, lives: &[&Life], calamity: 
     (!fits).then(|| format!("told as {state}, and it has begun {} times and ended {end:?}", lives.len()))
 }
 
+/// Which order began, where it was stored, and its life.
+type Begun<'a> = (OrderId, (u64, u64), &'a Life);
+
 /// Orders of one subject that did not run one after the other in the order of their sequences.
 fn overtaken(world: &World, lives: &BTreeMap<OrderId, Vec<&Life>>) -> Vec<String> {
     let mut breaches = Vec::new();
-    let mut last: BTreeMap<(String, usize), (OrderId, (u64, u64), &Life)> = BTreeMap::new();
+    let mut last = BTreeMap::<(String, usize), Begun<'_>>::new();
     // By their beginnings.
     for (id, life) in &world.lives {
         let Some(issued) = world.orders.iter().find(|issued| issued.order.id == *id) else { continue };
