@@ -5,7 +5,7 @@
 //! alone writes: others can only ask it to end. Nothing here is on disk and nothing here decides: after a restart
 //! the journal tells what is in hand.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use journal::Entry;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Orders that wait or run. As many as there are places, at most.
 pub(crate) struct InHand {
-    table: Mutex<HashMap<OrderId, Held>>,
+    table: Mutex<BTreeMap<OrderId, Held>>,
     /// Something has left the table or become free again.
     changed: Notify,
     stop: CancellationToken,
@@ -55,7 +55,7 @@ impl InHand {
     }
 
     // Each change is whole in itself: what a panic left behind is a table like any other.
-    fn table(&self) -> MutexGuard<'_, HashMap<OrderId, Held>> {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<OrderId, Held>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,6 +87,7 @@ impl InHand {
                 }
             }
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return false,
                 () = changed => {}
             }
@@ -182,8 +183,6 @@ impl InHand {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use message::{History, MessageId, NodeName, Timestamp};
     use proptest::prelude::*;
 

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::fleettime;
+use crate::halt::Halt;
+use crate::in_hand::Found;
 use crate::judge::{Grounds, Verdict, judge};
 use crate::outbox::Outbox;
 use crate::past::Past;
@@ -71,7 +73,7 @@ pub(crate) struct Intake {
     pub(crate) epoch: Option<String>,
     pub(crate) watermark: Timestamp,
     /// Why nothing is taken, as long as another agent lives under this name.
-    pub(crate) cloned: watch::Receiver<Option<String>>,
+    pub(crate) cloned: Halt,
     /// What this node is known to have done before.
     pub(crate) past: Past,
     /// Orders that are journaled and not yet handed to their processes: during a catch-up, until it has told what was
@@ -112,14 +114,11 @@ impl Intake {
         let mut retry = CATCH_UP_INTERVAL;
         loop {
             let wake = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            let halted = self.cloned.borrow_and_update().is_some();
+            let halted = self.cloned.is_on();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Ok(()),
-                changed = self.cloned.changed() => {
-                    if changed.is_err() {
-                        return Ok(());
-                    }
+                () = self.cloned.changed() => {
                     // What the other did meanwhile must not be done again.
                     self.past.doubt();
                     greeted = false;
@@ -139,6 +138,7 @@ impl Intake {
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
                     last_catch_up = Instant::now();
                     let caught_up = tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         caught_up = self.catch_up(greeted, &cancel) => caught_up,
                     };
@@ -213,7 +213,14 @@ impl Intake {
             Verdict::Refuse { order, state, reason } => (order, String::new(), Some((state, reason))),
             Verdict::Take { order, operator } => (order, operator, None),
         };
-        let known = batch.ids.contains(&order.id) || !matches!(self.journal.find(&order.id), Ok(None));
+        let known = match self.journal.find(&order.id) {
+            Ok(found) => found.is_some() || batch.ids.contains(&order.id),
+            Err(error) => {
+                // Whoever cannot read knows nothing: passed over as known, it would soon lie below the floor.
+                batch.broken = Some(error);
+                return true;
+            }
+        };
         if known && self.was_noted(message.sequence) {
             return true;
         }
@@ -275,6 +282,7 @@ impl Intake {
                 if place.is_none() {
                     self.release_and_hold();
                     place = tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(false),
                         permit = Arc::clone(&self.places).acquire_owned() => permit.ok(),
                     };
@@ -330,9 +338,7 @@ impl Intake {
             writes.push(Write::Entry(Box::new(decided.entry.clone())));
             self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
-        writes.extend(batch.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
-        writes.extend(batch.tombstones.iter().cloned().map(Write::Tombstone));
-        writes.extend(batch.newest.values().cloned().map(Write::Newest));
+        batch.add_to(&mut writes);
         self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
             self.give_back(&batch);
@@ -419,6 +425,8 @@ impl Intake {
         if !greeted {
             self.past.look(&self.bus, &self.identity).await.map_err(|error| error.to_string())?;
         }
+        self.past.notice_others();
+        self.look_back().await?;
         let mut floor = self.chain.floor();
         loop {
             let mut messages = Vec::new();
@@ -440,6 +448,9 @@ impl Intake {
                 if message.sequence > self.chain.head(&message.subject) {
                     messages.push(message);
                 }
+            }
+            if self.cloned.is_on_now() {
+                return Err("another agent lives under this name".into());
             }
             self.remember(&messages).await?;
             let mut batch = Batch::default();
@@ -479,12 +490,15 @@ impl Intake {
             return Ok(());
         }
         let trust = self.trusted.current();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut signers) = (Vec::new(), BTreeMap::new());
         for message in messages {
             let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
-            if let Verdict::Take { order, .. } = judge(&message.subject, &message.payload, message.seal(), grounds)
-                && matches!(self.journal.find(&order.id), Ok(None))
+            if let Verdict::Take { order, operator } = judge(&message.subject, &message.payload, message.seal(), grounds)
+                && self.journal.find(&order.id).map_err(|error| error.to_string())?.is_none()
+                // Once, though it may have been stored several times: a second account would be of another time.
+                && unknown.iter().all(|(earlier, _): &(Order, u64)| earlier.id != order.id)
             {
+                signers.insert(order.id, (order.clone(), operator));
                 unknown.push((*order, message.sequence));
             }
         }
@@ -494,10 +508,58 @@ impl Intake {
             return Ok(());
         }
         tracing::warn!(orders = entries.len(), "the journal did not know what this node had done; it was looked up");
-        let writes = entries.iter().map(|entry| Write::Entry(Box::new(entry.clone()))).collect();
-        self.journal.commit(writes).await.map_err(|error| error.to_string())?;
-        for entry in entries.iter().filter(|entry| !entry.is_settled()) {
+        let mut batch = Batch::default();
+        let mut done = Ok(());
+        for entry in &entries {
+            if let Some((order, operator)) = signers.get(&entry.id)
+                && done.is_ok()
+            {
+                done = self.do_again(order, operator, entry, &mut batch).await;
+            }
+        }
+        let mut writes: Vec<_> = entries.iter().map(|entry| Write::Entry(Box::new(entry.clone()))).collect();
+        batch.add_to(&mut writes);
+        if done.is_ok() {
+            done = self.journal.commit(writes).await;
+        }
+        if let Err(error) = done {
+            self.give_back(&batch);
+            return Err(error.to_string());
+        }
+        for entry in &batch.withdrawn {
+            self.let_go(entry);
+        }
+        for entry in entries.iter().filter(|entry| !entry.is_settled()).chain(&batch.withdrawn) {
             self.outbox.report(entry).await;
+        }
+        Ok(())
+    }
+
+    /// Where the journal may be older than what this node did: looks up whether it had told more of the orders that it
+    /// has not done with, and lets that count.
+    async fn look_back(&mut self) -> Result<(), String> {
+        if !self.past.is_doubtful() {
+            return Ok(());
+        }
+        let in_hand = self.processes.in_hand();
+        let unsettled = self.journal.unsettled().map_err(|error| error.to_string())?;
+        let open = unsettled.into_iter().filter(|entry| in_hand.find(&entry.job) != Some((entry.id, Found::Running)));
+        let corrected = self.past.correct(&self.bus, &self.identity, open.collect()).await;
+        for entry in corrected.map_err(|error| error.to_string())? {
+            tracing::warn!(order = %entry.id, state = %entry.history.state(), "this node had told more of an order than its journal knew");
+            let waited = self.processes.in_hand().withdraw(&entry.id);
+            if let Err(error) = self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await {
+                if waited {
+                    self.processes.in_hand().withdrawn(&entry.id, false);
+                }
+                return Err(error.to_string());
+            }
+            if waited {
+                self.let_go(&entry);
+            }
+            if !entry.is_settled() {
+                self.outbox.report(&entry).await;
+            }
         }
         Ok(())
     }
@@ -508,6 +570,7 @@ impl Intake {
         let Some(epoch) = found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()) else {
             return Ok(());
         };
+        self.past.at_epoch(self.epoch.as_ref() != Some(&epoch));
         if self.epoch.as_ref() != Some(&epoch) {
             if self.epoch.is_some() {
                 tracing::warn!("the broker's store is a new one; reading starts from its beginning");
@@ -525,6 +588,7 @@ impl Intake {
             }
             self.epoch = Some(epoch);
         }
+        self.floor.fetch_max(self.chain.floor(), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -541,6 +605,15 @@ struct Batch {
     endings: Vec<Ending>,
     /// The journal could not be read: nothing of this batch counts.
     broken: Option<JournalError>,
+}
+
+impl Batch {
+    /// What becomes of other orders.
+    fn add_to(&self, writes: &mut Vec<Write>) {
+        writes.extend(self.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
+        writes.extend(self.tombstones.iter().cloned().map(Write::Tombstone));
+        writes.extend(self.newest.values().cloned().map(Write::Newest));
+    }
 }
 
 /// The journal entry of a newly arrived order.

@@ -13,6 +13,7 @@ pub mod config;
 mod counters;
 mod disk;
 mod fleettime;
+mod halt;
 mod in_hand;
 mod intake;
 pub mod judge;
@@ -24,6 +25,8 @@ mod presence;
 mod process;
 mod report;
 mod run;
+#[cfg(test)]
+mod simulation;
 mod source;
 mod trust;
 mod twin;

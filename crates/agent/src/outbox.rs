@@ -13,11 +13,12 @@ use bus::{Bus, BusError, Headers, clock};
 use bytes::Bytes;
 use journal::{Entry, Journal, JournalError, OutputRow, Write};
 use message::{OrderId, Seal, reply};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::Counters;
+use crate::halt::Halt;
 use crate::report;
 use crate::run::Identity;
 
@@ -153,12 +154,13 @@ impl Outbox {
     }
 
     /// Tries again what is in the journal, whenever the link comes up and as long as something fails. Not while another
-    /// agent lives under this name: what this journal holds may be the other's past, and the other knows better.
-    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken, mut cloned: watch::Receiver<Option<String>>) {
+    /// agent lives under this name: what this journal holds may be the other's past, and the other knows better. Nor as long as the journal may be older
+    /// than what was told already.
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken, (mut cloned, mut doubt): (Halt, Halt)) {
         let mut link = self.bus.link();
         let mut wait = RETRY_FIRST;
         loop {
-            let alone = cloned.borrow_and_update().is_none();
+            let alone = !cloned.is_on() && !doubt.is_on();
             if alone && self.bus.is_up() && self.behind.swap(false, Ordering::Relaxed) {
                 match self.send_again().await {
                     Ok(()) => wait = RETRY_FIRST,
@@ -171,12 +173,10 @@ impl Outbox {
             }
             let behind = alone && self.behind.load(Ordering::Relaxed);
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
-                changed = cloned.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
+                () = cloned.changed() => {}
+                () = doubt.changed() => {}
                 () = self.wake.notified() => tokio::time::sleep(RETRY_FIRST).await,
                 changed = link.changed() => {
                     if changed.is_err() {
@@ -194,7 +194,9 @@ impl Outbox {
         let entries = self.journal.unsettled().map_err(|error| error.to_string())?;
         let left = entries.iter().filter(|entry| entry.history.state().is_terminal()).count();
         self.counters.outbox.store(u32::try_from(left).unwrap_or(u32::MAX), Ordering::Relaxed);
-        for entry in entries {
+        for Entry { id, .. } in entries {
+            // As it stands now: told after its end, what was true a moment ago would be the last word that a reader finds.
+            let Some(entry) = self.journal.find(&id).map_err(|error| error.to_string())? else { continue };
             if entry.reported < entry.history.step()
                 && let Err(error) = self.publish_reply(&entry).await
             {

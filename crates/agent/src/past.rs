@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bus::{Bus, BusError, clock, kv};
 use journal::Entry;
-use message::{History, Order, Reply, ReplySubject, State};
+use message::state::Merge;
+use message::{History, JobId, LifeSign, NodeName, Order, OrderId, Reply, ReplySubject, State};
 use tokio::task::JoinSet;
 
+use crate::halt::Teller;
 use crate::run::Identity;
+use crate::twin;
 
 /// How many answers are looked up at once.
 const LOOK_UPS_MAX: usize = 32;
@@ -21,42 +24,85 @@ const LOOK_UPS_MAX: usize = 32;
 const REPLIES: &str = "REPLIES";
 
 /// Whether the journal may be older than what this node did.
-#[derive(Debug)]
 pub(crate) struct Past {
-    doubtful: bool,
+    /// While it is so, nothing that was taken before begins, and nothing of it is told.
+    doubt: Teller,
     /// The revision of the last life sign that this run has made.
     revision: Arc<AtomicU64>,
+    /// How many signs of other runs were found, and of how many of them the past is settled.
+    others: Arc<AtomicU64>,
+    others_seen: u64,
+    /// Whether this run has read the store's epoch.
+    knows_epoch: bool,
     /// The highest floor that the broker has heard of before this run.
     heard_floor: Arc<AtomicU64>,
 }
 
 impl Past {
     /// At the start of a run nothing is certain.
-    pub(crate) fn new(revision: Arc<AtomicU64>, heard_floor: Arc<AtomicU64>) -> Self {
-        Self { doubtful: true, revision, heard_floor }
+    pub(crate) fn new(
+        doubt: Teller,
+        revision: Arc<AtomicU64>,
+        others: Arc<AtomicU64>,
+        heard_floor: Arc<AtomicU64>,
+    ) -> Self {
+        let mut past = Self { doubt, revision, others, others_seen: 0, knows_epoch: false, heard_floor };
+        past.doubt();
+        past
     }
 
     /// From now on nothing is certain.
     pub(crate) fn doubt(&mut self) {
-        self.doubtful = true;
+        self.doubt.tell(Some("the journal may be older than what this node did".into()));
+    }
+
+    /// Whether another run has spoken in this node's name since it was last asked.
+    pub(crate) fn notice_others(&mut self) {
+        let others = self.others.load(Ordering::Acquire);
+        if others != self.others_seen {
+            self.others_seen = others;
+            self.doubt();
+        }
+    }
+
+    /// The epoch of the broker's store was read. If it has changed under this run, what the old store had heard is no
+    /// measure for the new one's sequences.
+    pub(crate) fn at_epoch(&mut self, is_new: bool) {
+        if is_new && self.knows_epoch {
+            self.heard_floor.store(0, Ordering::Relaxed);
+        }
+        self.knows_epoch = true;
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
-        self.doubtful
+        self.doubt.reason().is_some()
     }
 
     /// A catch-up has gone through: the journal knows everything.
     pub(crate) fn is_settled(&mut self) {
-        self.doubtful = false;
+        if self.is_doubtful() {
+            self.doubt.tell(None);
+        }
     }
 
     /// At a new link: whether somebody has spoken in this node's name whom this run does not remember, such as the
     /// future of a machine that was set back while it ran.
+    ///
+    /// # Errors
+    /// Also when that one may be alive; whoever gives the life signs finds out.
     pub(crate) async fn look(&mut self, bus: &Bus, identity: &Identity) -> Result<(), BusError> {
         let known = self.revision.load(Ordering::Relaxed);
         let found = bus.kv_get(kv::PRESENCE, identity.me.name.as_str()).await?;
-        self.doubtful |= found.is_some_and(|sign| sign.sequence != known);
-        Ok(())
+        let Some(found) = found.filter(|found| found.sequence != known) else { return Ok(()) };
+        self.doubt();
+        let is_own = found.signer().is_ok_and(|signer| signer == identity.me.key);
+        match serde_json::from_slice::<LifeSign>(&found.payload) {
+            // It may be at it right now: what becomes of that, only it can tell.
+            Ok(sign) if is_own && twin::is_twin(&sign, identity.boot) => {
+                Err(BusError::Conflict { what: "this node's life sign".into() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The entries of those of these orders, none of which the journal knows, that this node has taken before.
@@ -67,58 +113,80 @@ impl Past {
         orders: Vec<(Order, u64)>,
     ) -> Result<Vec<Entry>, BusError> {
         let heard_floor = self.heard_floor.load(Ordering::Relaxed);
-        let mut left = orders.into_iter();
-        let mut look_ups = JoinSet::new();
-        let mut entries = Vec::new();
-        loop {
-            while look_ups.len() < LOOK_UPS_MAX
-                && let Some((order, sequence)) = left.next()
-            {
-                let (bus, identity) = (bus.clone(), Arc::clone(identity));
-                look_ups.spawn(async move {
-                    let answer = own_answer(&bus, &identity, &order).await?;
-                    Ok::<_, BusError>(recalled(&order, sequence, answer, heard_floor))
-                });
+        let whose = |(order, _): &(Order, u64)| (order.id, order.from.clone(), order.job.clone());
+        let recall = move |(order, sequence): (Order, u64), answer| recalled(&order, sequence, answer, heard_floor);
+        look_up(bus, identity, orders, whose, recall).await
+    }
+
+    /// Those of these entries of the journal of which this node has told more, or something else, as it told them.
+    pub(crate) async fn correct(
+        &self,
+        bus: &Bus,
+        identity: &Arc<Identity>,
+        entries: Vec<Entry>,
+    ) -> Result<Vec<Entry>, BusError> {
+        let whose = |entry: &Entry| (entry.id, entry.from.clone(), entry.job.clone());
+        look_up(bus, identity, entries, whose, corrected).await
+    }
+}
+
+/// Looks up what this node last said about each of `wanted`, several at once, and makes of it what `judge` says.
+async fn look_up<T: Send + 'static>(
+    bus: &Bus,
+    identity: &Arc<Identity>,
+    wanted: Vec<T>,
+    whose: impl Fn(&T) -> (OrderId, NodeName, JobId),
+    judge: impl Fn(T, Option<Reply>) -> Option<Entry>,
+) -> Result<Vec<Entry>, BusError> {
+    let mut left = wanted.into_iter();
+    let mut look_ups = JoinSet::new();
+    let mut entries = Vec::new();
+    loop {
+        while look_ups.len() < LOOK_UPS_MAX
+            && let Some(next) = left.next()
+        {
+            let (bus, identity, (id, from, job)) = (bus.clone(), Arc::clone(identity), whose(&next));
+            look_ups.spawn(async move { own_answer(&bus, &identity, id, from, job).await.map(|found| (next, found)) });
+        }
+        match look_ups.join_next().await {
+            None => return Ok(entries),
+            Some(Ok(found)) => {
+                let (next, answer) = found?;
+                entries.extend(judge(next, answer));
             }
-            match look_ups.join_next().await {
-                None => return Ok(entries),
-                Some(Ok(found)) => entries.extend(found?),
-                Some(Err(error)) => {
-                    return Err(BusError::Other { what: "looking up an answer".into(), reason: error.to_string() });
-                }
+            Some(Err(error)) => {
+                return Err(BusError::Other { what: "looking up an answer".into(), reason: error.to_string() });
             }
         }
     }
 }
 
 /// What this node last said about an order, if the broker still has it.
-async fn own_answer(bus: &Bus, identity: &Identity, order: &Order) -> Result<Option<Reply>, BusError> {
-    let subject = ReplySubject { sender: order.from.clone(), job: order.job.clone(), node: identity.me.name.clone() };
+async fn own_answer(
+    bus: &Bus,
+    identity: &Identity,
+    order: OrderId,
+    from: NodeName,
+    job: JobId,
+) -> Result<Option<Reply>, BusError> {
+    let subject = ReplySubject { sender: from, job, node: identity.me.name.clone() };
     let Some(message) = bus.last(REPLIES, &subject.to_string()).await? else { return Ok(None) };
     // Of another key: said by an earlier node of this name, to which the order was not addressed either.
     if message.signer().ok().as_ref() != Some(&identity.me.key) {
         return Ok(None);
     }
-    Ok(Reply::parse(&message.payload).ok().filter(|reply| reply.order == order.id))
+    Ok(Reply::parse(&message.payload).ok().filter(|reply| reply.order == order))
 }
 
 /// The journal entry of an order that this node has taken before; `None` when it has not. Pure but for the time.
 fn recalled(order: &Order, sequence: u64, answer: Option<Reply>, heard_floor: u64) -> Option<Entry> {
-    let (mut history, mut reason, outcome) = match answer {
+    let (history, reason, outcome) = match answer {
         Some(reply) => (reply.history, reply.reason, reply.outcome),
         None if sequence <= heard_floor => (History::new(), None, None),
         None => return None,
     };
     let told = history.step();
-    if !history.state().is_terminal() {
-        reason = Some(
-            "this node had taken it before its journal was lost or set back; whether it was run is not known, and it \
-             was not run again"
-                .into(),
-        );
-        // It may follow every state that is not the last.
-        history.push(State::Interrupted, clock::now()).ok()?;
-    }
+    let (history, reason) = ended(history, reason)?;
     Some(Entry {
         id: order.id,
         sequence,
@@ -137,9 +205,33 @@ fn recalled(order: &Order, sequence: u64, answer: Option<Reply>, heard_floor: u6
     })
 }
 
+/// The entry as it is to be, when this node has told more of its order than the journal knows, or something else: what
+/// was told counts. `None` when it stands as it is. Pure but for the time.
+fn corrected(entry: Entry, answer: Option<Reply>) -> Option<Entry> {
+    let told = answer?;
+    if entry.history.clone().merge(&told.history) == Merge::Stale {
+        return None;
+    }
+    let reported = told.history.step();
+    let (history, reason) = ended(told.history, told.reason)?;
+    Some(Entry { history, reason, outcome: told.outcome, body: None, reported, ..entry })
+}
+
+/// A history that was told before the journal was lost or set back, with its end.
+fn ended(mut history: History, reason: Option<String>) -> Option<(History, Option<String>)> {
+    if history.state().is_terminal() {
+        return Some((history, reason));
+    }
+    let reason = "this node had taken it before its journal was lost or set back; whether it was run is not known, and it was \
+         not run again";
+    // It may follow every state that is not the last.
+    history.push(State::Interrupted, clock::now()).ok()?;
+    Some((history, Some(reason.into())))
+}
+
 #[cfg(test)]
 mod tests {
-    use message::{Addressee, JobId, NodeName, OrderId, PublicKey, Timestamp, Token, subject::Kind};
+    use message::{Addressee, PublicKey, Timestamp, Token, subject::Kind};
     use nkeys::{KeyPair, KeyPairType};
 
     use super::*;

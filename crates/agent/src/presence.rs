@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
@@ -14,10 +14,12 @@ use journal::Journal;
 use message::registry::{Condition, LifeSignKind};
 use message::{LifeSign, Limit, PublicKey, Seal, WIRE_VERSION, units};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::counters::Counters;
 use crate::disk;
+use crate::halt::Teller;
 use crate::options::AgentError;
 use crate::outbox::Outbox;
 use crate::process::Processes;
@@ -48,11 +50,13 @@ pub(crate) struct Presence {
     /// Where the journal lies: how much room is left there is told.
     pub(crate) dir: PathBuf,
     /// Why this run may do nothing, as long as another lives under its name.
-    pub(crate) cloned: watch::Sender<Option<String>>,
+    pub(crate) cloned: Teller,
     /// When the other was last heard.
     pub(crate) twin_heard: Option<Instant>,
     /// The revision of our own last sign; 0 before the first.
     pub(crate) revision: Arc<AtomicU64>,
+    /// How many signs of other runs were found where our own should stand.
+    pub(crate) others: Arc<AtomicU64>,
     /// The highest floor that the broker has heard of before this run.
     pub(crate) heard_floor: Arc<AtomicU64>,
 }
@@ -70,6 +74,7 @@ impl Presence {
                     tracing::debug!(%error, "the name could not be claimed yet");
                     let mut link = self.bus.link();
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         _ = link.changed() => {}
                         () = tokio::time::sleep(RETRY) => {}
@@ -83,10 +88,16 @@ impl Presence {
     async fn try_claim(&mut self, cancel: &CancellationToken) -> Result<(), AgentError> {
         let name = self.identity.me.name.clone();
         let mut waited = false;
-        while let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? {
+        loop {
+            let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? else {
+                // What an earlier try found is gone with the store that held it.
+                self.revision.store(0, Ordering::Relaxed);
+                break;
+            };
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
             self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.floor.fetch_max(other.floor, Ordering::Relaxed);
             if waited {
                 if moved && twin::is_twin(&other, self.identity.boot) {
                     self.meet(&other);
@@ -109,6 +120,7 @@ impl Presence {
                     );
                     waited = true;
                     tokio::select! {
+                        biased;
                         () = cancel.cancelled() => return Ok(()),
                         () = tokio::time::sleep(wait) => {}
                     }
@@ -122,10 +134,10 @@ impl Presence {
     fn meet(&mut self, other: &LifeSign) {
         self.twin_heard = Some(Instant::now());
         let complaint = twin::complaint(other);
-        let news = self.cloned.borrow().as_deref() != Some(complaint.as_str());
+        let news = self.cloned.reason().as_deref() != Some(complaint.as_str());
         if news {
             tracing::error!("{complaint}");
-            self.cloned.send_replace(Some(complaint));
+            self.cloned.tell(Some(complaint));
         }
     }
 
@@ -134,13 +146,13 @@ impl Presence {
         if self.twin_heard.is_some_and(|heard| heard.elapsed() > twin::silence(self.interval)) {
             self.twin_heard = None;
             tracing::warn!("the other agent under this name is gone; this one takes orders again");
-            self.cloned.send_replace(None);
+            self.cloned.tell(None);
         }
     }
 
     /// What is wrong, if anything is; the gravest first.
     fn complaint(&self) -> Option<String> {
-        let cloned = self.cloned.borrow().clone();
+        let cloned = self.cloned.reason();
         cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
@@ -172,6 +184,7 @@ impl Presence {
         let mut wait = self.jittered();
         loop {
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 changed = link.changed() => {
                     if changed.is_err() {
@@ -220,8 +233,20 @@ impl Presence {
             // Not known now; the next sign will meet the same conflict.
             Err(_) => return RETRY,
         };
-        self.revision.store(found.as_ref().map_or(0, |found| found.sequence), Ordering::Relaxed);
-        match found.and_then(|found| self.own_sign(&found)) {
+        let sequence = found.as_ref().map_or(0, |found| found.sequence);
+        if found.is_none() {
+            // Gone with its store: floors of that one mean nothing here.
+            self.floor.store(0, Ordering::Relaxed);
+            self.heard_floor.store(0, Ordering::Relaxed);
+        }
+        let sign = found.and_then(|found| self.own_sign(&found));
+        if let Some(other) = sign.as_ref().filter(|sign| sign.boot != self.identity.boot) {
+            // Also if it is gone: what it did, the journal does not know. Noted before its sign counts as known.
+            self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.others.fetch_add(1, Ordering::Release);
+        }
+        self.revision.store(sequence, Ordering::Relaxed);
+        match sign {
             Some(other) if twin::is_twin(&other, self.identity.boot) => {
                 self.meet(&other);
                 // At once, each time: who waited for its turn would never be heard by the other.

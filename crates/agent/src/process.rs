@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::counters::Counters;
+use crate::halt::Halt;
 use crate::in_hand::InHand;
 use crate::method::{self, Ended, Execution, Method, keeper_id};
 use crate::options::AtStop;
@@ -63,7 +64,9 @@ pub(crate) struct Processes {
     sources: Mutex<Vec<Arc<Mutex<ProcessStatus>>>>,
     degraded: watch::Sender<Option<String>>,
     /// Why nothing begins, as long as another agent lives under this name.
-    cloned: watch::Receiver<Option<String>>,
+    cloned: Halt,
+    /// Nor as long as the journal may be older than what this node did.
+    doubt: Halt,
     in_hand: InHand,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -87,7 +90,7 @@ impl Processes {
         counters: Arc<Counters>,
         methods_dir: PathBuf,
         (keeper, at_stop): (keeper::Client, AtStop),
-        (degraded, cloned): (watch::Sender<Option<String>>, watch::Receiver<Option<String>>),
+        (degraded, cloned, doubt): (watch::Sender<Option<String>>, Halt, Halt),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
         Arc::new(Self {
@@ -102,6 +105,7 @@ impl Processes {
             sources: Mutex::default(),
             degraded,
             cloned,
+            doubt,
             in_hand: InHand::new(stop.clone()),
             tasks: TaskTracker::new(),
             stop,
@@ -291,6 +295,7 @@ impl Processes {
             }
             let Some(task) = lock(&process.queue).pop_front() else {
                 tokio::select! {
+                    biased;
                     () = self.stop.cancelled() => return,
                     () = process.wake.notified() => continue,
                 }
@@ -313,10 +318,17 @@ impl Processes {
 
     /// Journals that a waiting order runs now.
     async fn begin(&self, id: &OrderId) -> Option<Entry> {
-        let mut cloned = self.cloned.clone();
+        let (mut cloned, mut doubt) = (self.cloned.clone(), self.doubt.clone());
+        let certain = async {
+            while cloned.is_on() || doubt.is_on() {
+                cloned.over().await;
+                doubt.over().await;
+            }
+        };
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => return None,
-            alone = cloned.wait_for(Option::is_none) => drop(alone.ok()?),
+            () = certain => {}
         }
         // Cancelled or superseded while it waited.
         if !self.in_hand.begin(id).await {
@@ -347,6 +359,7 @@ impl Processes {
     async fn complain(&self, error: &journal::JournalError) -> Option<()> {
         self.degraded.send_replace(Some(error.to_string()));
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => None,
             () = tokio::time::sleep(JOURNAL_RETRY) => Some(()),
         }

@@ -1,6 +1,7 @@
 //! The agent's table of contents: open, recover, connect, claim, take in, report, and see all of it end.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::begin::Beginner;
-use crate::config::Config;
+use crate::config::{Config, EventSource};
 use crate::counters::Counters;
 use crate::fleettime::FleetTime;
+use crate::halt::Teller;
 use crate::intake::{Held, Intake, PLACES};
 use crate::method::keeper_id;
-use crate::options::{AgentError, Options};
+use crate::options::{AgentError, AtStop, Options};
 use crate::outbox::Outbox;
 use crate::past::Past;
 use crate::presence::Presence;
@@ -76,19 +78,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let keeper = keeper_of(&options)?;
     // A keeper may be stopped, or its machine too busy: what it holds must be known before anything is judged.
-    let held = beginner.until(async || keeper.held().await, |_| true, reach, &cancel).await?;
-    let Some(held) = held else { return Ok(()) };
-    let held: BTreeSet<keeper::Id> = held.into_iter().collect();
-    let (orphans, writes) = interruptions(&opened, &held);
-    let interrupted = writes.len();
-    if interrupted > 0 {
-        let ended = keeper::end_orphans(orphans).await;
-        tracing::warn!(interrupted, ended, "commands were interrupted: what was left of them is ended");
-        let commit = async || journal.commit(writes.clone()).await;
-        if beginner.until(commit, full, reach, &cancel).await?.is_none() {
-            return Ok(());
-        }
-    }
+    let passes = |error: &AgentError| matches!(error, AgentError::Keeper(_) | AgentError::Journal(JournalError::Full));
+    let left = beginner.until(async || Left::find(&journal, &opened, &keeper).await, passes, reach, &cancel).await?;
+    let Some(left) = left else { return Ok(()) };
     let identity = Arc::new(Identity {
         me: me.clone(),
         pair: pair.clone(),
@@ -97,19 +89,61 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         started: Instant::now(),
         time: FleetTime::default(),
     });
-    let bus = connect(&options, credentials).await?;
+    let ground = Ground {
+        identity,
+        trusted,
+        journal,
+        opened,
+        left,
+        keeper,
+        at_stop: options.at_stop,
+        seat: twin::seat(&options.state_dir),
+        state_dir: options.state_dir.clone(),
+        interval,
+        events: config.event,
+    };
+    Box::pin(live(ground, connect(&options, credentials), cancel)).await
+}
+
+/// What an agent stands on: all that it finds when it starts.
+pub(crate) struct Ground {
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) trusted: Trusted,
+    pub(crate) journal: Journal,
+    pub(crate) opened: Opened,
+    pub(crate) left: Left,
+    pub(crate) keeper: keeper::Client,
+    pub(crate) at_stop: AtStop,
+    pub(crate) seat: String,
+    pub(crate) state_dir: PathBuf,
+    /// Between two life signs.
+    pub(crate) interval: Duration,
+    pub(crate) events: Vec<EventSource>,
+}
+
+/// Runs an agent that has all it needs but the link.
+pub(crate) async fn live(
+    ground: Ground,
+    connect: impl Future<Output = Result<Bus, AgentError>>,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
+    let Ground { identity, trusted, journal, opened, left, keeper, at_stop, seat, state_dir, interval, events } = ground;
+    let Left { held, interrupted } = left;
+    let bus = connect.await?;
     let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
     let (degraded, degraded_seen) = watch::channel(None);
-    let (cloned, cloned_seen) = watch::channel(None);
+    let cloned = Teller::default();
+    let cloned_seen = cloned.hear();
+    let doubt = Teller::default();
     let processes = Processes::new(
         journal.clone(),
         Arc::clone(&outbox),
         Arc::clone(&identity),
         Arc::clone(&counters),
-        options.state_dir.join("methods.d"),
-        (keeper, options.at_stop),
-        (degraded.clone(), cloned_seen.clone()),
+        state_dir.join("methods.d"),
+        (keeper, at_stop),
+        (degraded.clone(), cloned_seen.clone(), doubt.hear()),
     );
     tracing::info!(
         node = %identity.me.name, key = %identity.me.key, instance = %identity.instance,
@@ -118,8 +152,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
 
     let stop = CancellationToken::new();
     let mut tasks: JoinSet<Ended> = JoinSet::new();
-    let floor = Arc::new(AtomicU64::new(opened.cursor.floor));
-    let (revision, heard_floor) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    // Which store the journal's own floor belongs to is not known yet: until then, what that store has heard is told.
+    let floor = Arc::new(AtomicU64::new(0));
+    let [revision, others, heard_floor] = [0; 3].map(|zero| Arc::new(AtomicU64::new(zero)));
     let places = Arc::new(Semaphore::new(PLACES));
     let mut presence = Presence {
         bus: bus.clone(),
@@ -132,11 +167,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         outbox: Arc::clone(&outbox),
         floor: Arc::clone(&floor),
         interval,
-        seat: twin::seat(&options.state_dir),
-        dir: options.state_dir.clone(),
+        seat,
+        dir: state_dir,
         cloned,
         twin_heard: None,
         revision: Arc::clone(&revision),
+        others: Arc::clone(&others),
         heard_floor: Arc::clone(&heard_floor),
     };
     start_default_processes(&processes);
@@ -151,7 +187,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let ready = Arc::new(Notify::new());
-    for event in config.event {
+    for event in events {
         let file = FileSource::new(event, journal.clone(), identity.me.name.clone(), Arc::clone(&ready));
         processes.add_source(file.status());
         let stop = stop.clone();
@@ -171,9 +207,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         });
     }
     {
-        let (outbox, stop, cloned) = (Arc::clone(&outbox), stop.clone(), cloned_seen.clone());
+        let (outbox, stop, halts) = (Arc::clone(&outbox), stop.clone(), (cloned_seen.clone(), doubt.hear()));
         tasks.spawn(async move {
-            outbox.run(stop, cloned).await;
+            outbox.run(stop, halts).await;
             ("outbox", Ok(()))
         });
     }
@@ -203,7 +239,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
         cloned: cloned_seen,
-        past: Past::new(revision, heard_floor),
+        past: Past::new(doubt, revision, others, heard_floor),
         held: Some(resumed),
     };
     {
@@ -219,6 +255,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     }
 
     let ended = tokio::select! {
+        biased;
         () = cancel.cancelled() => Ok(()),
         ended = tasks.join_next() => why(ended),
     };
@@ -279,23 +316,44 @@ fn keeper_of(options: &Options) -> Result<keeper::Client, AgentError> {
     Ok(keeper::Client::new(state_dir, launch))
 }
 
-/// What ran when the last run ended and is not held by the keeper was interrupted: it is not run again.
-fn interruptions(opened: &Opened, held: &BTreeSet<keeper::Id>) -> (Vec<keeper::Id>, Vec<Write>) {
-    let (mut orphans, mut writes) = (Vec::new(), Vec::new());
-    for entry in &opened.unsettled {
-        if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
-            let mut entry = entry.clone();
-            if entry.history.push(State::Interrupted, clock::now()).is_ok() {
-                entry.reason = Some(
-                    "the agent and the keeper of its programs went down while it ran; it was not run again".into(),
-                );
-                entry.body = None;
-                orphans.push(keeper_id(&entry.id));
-                writes.push(Write::Entry(Box::new(entry)));
+/// What an earlier run of the agent left running.
+pub(crate) struct Left {
+    /// What the keeper holds.
+    pub(crate) held: BTreeSet<keeper::Id>,
+    /// How many commands nobody holds.
+    pub(crate) interrupted: usize,
+}
+
+impl Left {
+    /// Finds out. What ran when the last run ended and is not held by the keeper was interrupted: it is not run again, and that
+    /// is journaled. May be tried again when it fails.
+    ///
+    /// # Errors
+    /// [`AgentError::Keeper`], [`AgentError::Journal`].
+    pub(crate) async fn find(journal: &Journal, opened: &Opened, keeper: &keeper::Client) -> Result<Self, AgentError> {
+        let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
+        let (mut orphans, mut writes) = (Vec::new(), Vec::new());
+        for entry in &opened.unsettled {
+            if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
+                let mut entry = entry.clone();
+                if entry.history.push(State::Interrupted, clock::now()).is_ok() {
+                    entry.reason = Some(
+                        "the agent and the keeper of its programs went down while it ran; it was not run again".into(),
+                    );
+                    entry.body = None;
+                    orphans.push(keeper_id(&entry.id));
+                    writes.push(Write::Entry(Box::new(entry)));
+                }
             }
         }
+        let interrupted = writes.len();
+        if interrupted > 0 {
+            let ended = keeper::end_orphans(orphans).await;
+            tracing::warn!(interrupted, ended, "commands were interrupted: what was left of them is ended");
+            journal.commit(writes).await?;
+        }
+        Ok(Self { held, interrupted })
     }
-    (orphans, writes)
 }
 
 /// What the keeper holds goes on, each in the process of its subject, before what waits there.
@@ -367,6 +425,7 @@ async fn prune(journal: &Journal, watermark: &watch::Receiver<message::Timestamp
             tracing::warn!(%error, "the journal could not be pruned");
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(PRUNE_INTERVAL) => {}
         }

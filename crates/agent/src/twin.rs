@@ -33,8 +33,9 @@ pub(crate) fn claim(sign: &LifeSign, age: Duration, instance: InstanceId, seat: 
         let alive = age <= interval.saturating_mul(INTERVALS_UNTIL_OFFLINE);
         return if alive { Claim::Taken } else { Claim::Free };
     }
-    // This run has the lock of that very file on that very machine: whoever had it is dead.
-    if sign.seat.as_deref() == Some(seat) {
+    // This run has the lock of that very file on that very machine: whoever had it is dead. But if it had heard of
+    // another, that one may live.
+    if sign.seat.as_deref() == Some(seat) && !says_cloned(sign) {
         return Claim::Free;
     }
     // One sign may have been late or lost; the second is not.
@@ -49,10 +50,17 @@ pub(crate) fn is_twin(sign: &LifeSign, boot: InstanceId) -> bool {
     sign.boot != boot && sign.condition != Condition::Bye
 }
 
+/// How every complaint about a clone begins.
+const CLONED: &str = "cloned:";
+
+fn says_cloned(sign: &LifeSign) -> bool {
+    sign.reason.as_deref().is_some_and(|reason| reason.starts_with(CLONED))
+}
+
 /// What the node says of itself.
 pub(crate) fn complaint(sign: &LifeSign) -> String {
     format!(
-        "cloned: a second agent lives under this name and key (run {}); neither takes orders, so that none is run twice: \
+        "{CLONED} a second agent lives under this name and key (run {}); neither takes orders, so that none is run twice: \
          stop one of them, and enrol it under a name of its own",
         sign.boot
     )
@@ -121,6 +129,14 @@ mod tests {
         assert_eq!(judged(&sign(Condition::Up), 31, 1, "elsewhere"), Claim::Free);
         let old = LifeSign { seat: None, ..sign(Condition::Up) };
         assert_eq!(judged(&old, 30, 1, "here"), Claim::Wait(LATE));
+    }
+
+    #[test]
+    fn who_had_heard_of_a_clone_listens_again_after_a_restart() {
+        let mut halted = sign(Condition::Degraded);
+        assert_eq!(judged(&halted, 5, 1, "here"), Claim::Free);
+        halted.reason = Some(complaint(&sign(Condition::Up)));
+        assert_eq!(judged(&halted, 5, 1, "here"), Claim::Wait(Duration::from_secs(26)));
     }
 
     #[test]

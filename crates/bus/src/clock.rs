@@ -1,12 +1,17 @@
 //! The wall clock and the dice: the two things that the pure crates must be handed.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use message::{InstanceId, JobId, MessageId, OrderId, Timestamp};
+use tokio::time::Instant;
 
 /// Now, by this machine's clock.
 pub fn now() -> Timestamp {
+    #[cfg(feature = "simulate")]
+    if let Some(now) = crate::simulate::now() {
+        return now;
+    }
     let ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     Timestamp::from_ms(i64::try_from(ms).unwrap_or(i64::MAX))
 }
@@ -39,6 +44,10 @@ impl BrokerTime {
 /// Never in practice: Linux's `getrandom` cannot fail once the machine has booted. Going on with bits that
 /// somebody could guess would be worse than ending.
 fn random_bits() -> [u8; 16] {
+    #[cfg(feature = "simulate")]
+    if let Some(bits) = crate::simulate::random_bits() {
+        return bits;
+    }
     let mut bits = [0; 16];
     #[allow(clippy::expect_used)]
     getrandom::fill(&mut bits).expect("the operating system gives random bits after boot");

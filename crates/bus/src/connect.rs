@@ -8,6 +8,7 @@ use std::time::Duration;
 use nkeys::KeyPair;
 use tokio::sync::watch;
 
+use crate::client::Client;
 use crate::clock;
 use crate::error::BusError;
 
@@ -16,7 +17,7 @@ pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(20);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the broker may take to answer a request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An identity on the bus: a NATS user JWT and the key that proves it.
 #[derive(Clone)]
@@ -92,7 +93,7 @@ pub struct Link {
 /// A connection to the broker; cheap to clone.
 #[derive(Clone)]
 pub struct Bus {
-    pub(crate) client: async_nats::Client,
+    pub(crate) client: Client,
     pub(crate) api_prefix: &'static str,
     link: watch::Receiver<Link>,
     server: String,
@@ -133,17 +134,28 @@ impl Bus {
         }
         let servers: Vec<String> = options.server.split(',').map(|url| url.trim().to_owned()).collect();
         let client = connect.connect(servers).await.map_err(|error| explain_connect_error(&options.server, &error))?;
-        Ok(Self { client, api_prefix: options.api_prefix, link, server: options.server })
+        Ok(Self { client: Client::Nats(client), api_prefix: options.api_prefix, link, server: options.server })
+    }
+
+    /// A connection to a broker that is simulated.
+    #[cfg(feature = "simulate")]
+    pub fn simulated(broker: Arc<dyn crate::simulate::Broker>, api_prefix: &'static str) -> Self {
+        let link = broker.link();
+        Self { client: Client::Simulated(broker), api_prefix, link, server: "simulated".into() }
     }
 
     /// The state of the link, to be watched.
     pub fn link(&self) -> watch::Receiver<Link> {
+        #[cfg(feature = "simulate")]
+        if let Client::Simulated(broker) = &self.client {
+            return broker.link();
+        }
         self.link.clone()
     }
 
     /// Whether the link is up now.
     pub fn is_up(&self) -> bool {
-        self.client.connection_state() == async_nats::connection::State::Connected
+        self.client.is_up()
     }
 
     /// The address that this connection was made for.
@@ -153,7 +165,7 @@ impl Bus {
 
     /// The version of the broker that it is connected to.
     pub fn server_version(&self) -> Option<String> {
-        self.client.try_server_info().map(|info| info.version)
+        self.client.server_version()
     }
 
     /// The time that a question takes to the broker and back: the store's epoch, which everybody may ask for.

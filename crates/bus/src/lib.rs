@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod chain;
 pub mod claims;
+mod client;
 pub mod clock;
 pub mod connect;
 pub mod error;
@@ -15,6 +16,8 @@ pub mod kv;
 pub mod live;
 pub mod read;
 mod setup;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 pub mod streams;
 pub mod wire;
 

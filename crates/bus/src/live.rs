@@ -9,6 +9,7 @@ use futures::stream::SelectAll;
 use futures::{FutureExt, StreamExt};
 use message::{NodeName, Timestamp};
 
+use crate::client::Subscriber;
 use crate::connect::Bus;
 use crate::error::BusError;
 use crate::read::{Scan, Start};
@@ -28,7 +29,7 @@ pub struct LiveMessage {
 
 /// The live orders of one node.
 pub struct LiveOrders {
-    subscriber: async_nats::Subscriber,
+    subscriber: Subscriber,
 }
 
 impl LiveOrders {
@@ -59,7 +60,7 @@ impl LiveOrders {
 /// What is stored from now on under some subjects, without a consumer at the broker. Messages of one subject come in
 /// their order; some may be lost, which [`LiveMessage::previous`] tells.
 pub struct LiveStored {
-    subscribers: SelectAll<async_nats::Subscriber>,
+    subscribers: SelectAll<Subscriber>,
 }
 
 impl LiveStored {

@@ -12,6 +12,7 @@ use message::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::client::Subscriber;
 use crate::clock;
 use crate::connect::Bus;
 use crate::error::BusError;
@@ -67,7 +68,7 @@ pub struct Scan {
     stream: String,
     consumer: String,
     inbox: String,
-    subscriber: async_nats::Subscriber,
+    subscriber: Subscriber,
     /// Messages not yet seen, as the broker last told.
     pending: u64,
     /// Messages of the current batch that may still come.
@@ -263,7 +264,7 @@ impl Tail {
             deliver_policy,
             ..Default::default()
         };
-        let context = async_nats::jetstream::new(bus.client.clone());
+        let context = async_nats::jetstream::new(bus.client.nats());
         let consumer = context
             .create_consumer_on_stream(config, stream)
             .await

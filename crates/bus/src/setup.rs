@@ -31,6 +31,6 @@ impl Bus {
     }
 
     fn jetstream(&self) -> async_nats::jetstream::Context {
-        async_nats::jetstream::new(self.client.clone())
+        async_nats::jetstream::new(self.client.nats())
     }
 }

@@ -20,6 +20,8 @@ mod log;
 #[cfg(test)]
 mod model_tests;
 mod overlay;
+#[cfg(any(test, feature = "simulate"))]
+pub mod simulate;
 mod store;
 mod writer;
 

@@ -2,17 +2,13 @@
 //! and tears what it does not lose.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard};
 
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
-use redb::{Database, DatabaseError, StorageBackend};
 
-use crate::disk::{Disk, LogFile};
 use crate::entry::{Entry, EventRow, OutputRow};
 use crate::error::JournalError;
 use crate::ledger::Ledger;
+use crate::simulate::SimDisk;
 use crate::writer::Write;
 
 /// A small random number generator with a seed (splitmix64), so that every failure can be repeated.
@@ -29,198 +25,6 @@ impl Random {
 
     fn below(&mut self, limit: usize) -> usize {
         (self.next() % limit.max(1) as u64) as usize
-    }
-}
-
-/// What was written and not synced.
-#[derive(Debug, Clone)]
-enum Pending {
-    Write(usize, Vec<u8>),
-    Length(usize),
-}
-
-#[derive(Debug, Default, Clone)]
-struct SimFile {
-    exists: bool,
-    synced: Vec<u8>,
-    now: Vec<u8>,
-    pending: Vec<Pending>,
-}
-
-fn apply(bytes: &mut Vec<u8>, change: &Pending) {
-    match change {
-        Pending::Length(length) => bytes.resize(*length, 0),
-        Pending::Write(at, data) => {
-            bytes.resize(bytes.len().max(at + data.len()), 0);
-            bytes[*at..at + data.len()].copy_from_slice(data);
-        }
-    }
-}
-
-impl SimFile {
-    fn change(&mut self, change: Pending) {
-        apply(&mut self.now, &change);
-        self.pending.push(change);
-    }
-
-    fn sync(&mut self) {
-        for change in self.pending.drain(..) {
-            apply(&mut self.synced, &change);
-        }
-    }
-
-    /// What is there after the power came back.
-    fn crashed(&self, random: &mut Random) -> Self {
-        let mut bytes = self.synced.clone();
-        for change in &self.pending {
-            match change {
-                _ if random.below(3) == 0 => {}
-                Pending::Write(at, data) if random.below(2) == 0 => {
-                    // Sectors reach the disk in any order, or not.
-                    for start in (0..data.len()).step_by(512) {
-                        let end = data.len().min(start + 512);
-                        if random.below(2) == 0 {
-                            apply(&mut bytes, &Pending::Write(at + start, data[start..end].to_vec()));
-                        }
-                    }
-                }
-                change => apply(&mut bytes, change),
-            }
-        }
-        Self { exists: self.exists, now: bytes.clone(), synced: bytes, pending: Vec::new() }
-    }
-}
-
-#[derive(Debug, Default)]
-struct SimState {
-    store: SimFile,
-    log: SimFile,
-    /// Writes and syncs that still work; then the power is gone.
-    left: Option<u64>,
-    /// Writes that fail once, as on a full disk, counted down.
-    refuse_at: Option<u64>,
-    done: u64,
-}
-
-impl SimState {
-    fn step(&mut self) -> io::Result<()> {
-        self.done += 1;
-        if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the power is gone"))?;
-        }
-        if self.refuse_at == Some(self.done) {
-            return Err(io::Error::from(io::ErrorKind::StorageFull));
-        }
-        Ok(())
-    }
-}
-
-#[derive(Debug, Clone, Default)]
-struct SimDisk(Arc<Mutex<SimState>>);
-
-impl SimDisk {
-    fn state(&self) -> MutexGuard<'_, SimState> {
-        self.0.lock().unwrap()
-    }
-
-    fn after_power_cut(&self, random: &mut Random) -> Self {
-        let state = self.state();
-        let (store, log) = (state.store.crashed(random), state.log.crashed(random));
-        Self(Arc::new(Mutex::new(SimState { store, log, ..SimState::default() })))
-    }
-}
-
-impl Disk for SimDisk {
-    fn path(&self) -> &Path {
-        Path::new("simulated")
-    }
-
-    fn store(&self) -> Result<Database, DatabaseError> {
-        if !self.state().store.exists {
-            // Made under another name and renamed: all or nothing.
-            self.state().step().map_err(|error| DatabaseError::Storage(redb::StorageError::Io(error)))?;
-            let apart = Self::default();
-            drop(Database::builder().create_with_backend(SimStore(apart.clone()))?);
-            let now = apart.state().store.now.clone();
-            self.state().store = SimFile { exists: true, synced: now.clone(), now, pending: Vec::new() };
-        }
-        Database::builder().set_cache_size(1024 * 1024).create_with_backend(SimStore(self.clone()))
-    }
-
-    fn log(&self) -> io::Result<Option<Box<dyn LogFile>>> {
-        let exists = self.state().log.exists;
-        Ok(exists.then(|| Box::new(SimLog(self.clone())) as Box<dyn LogFile>))
-    }
-
-    fn create_log(&self, length: usize) -> io::Result<Box<dyn LogFile>> {
-        let mut state = self.state();
-        state.step()?;
-        // A rename is all or nothing.
-        let zeros = vec![0; length];
-        state.log = SimFile { exists: true, now: zeros.clone(), synced: zeros, pending: Vec::new() };
-        drop(state);
-        Ok(Box::new(SimLog(self.clone())))
-    }
-}
-
-#[derive(Debug)]
-struct SimLog(SimDisk);
-
-impl LogFile for SimLog {
-    fn read(&self) -> io::Result<Vec<u8>> {
-        Ok(self.0.state().log.now.clone())
-    }
-
-    fn write(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
-        let mut state = self.0.state();
-        // The write that the power cut hits may have reached the disk in part.
-        state.log.change(Pending::Write(offset, bytes.to_vec()));
-        state.step()
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let mut state = self.0.state();
-        state.step()?;
-        state.log.sync();
-        Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct SimStore(SimDisk);
-
-impl StorageBackend for SimStore {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.0.state().store.now.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let state = self.0.state();
-        let at = offset as usize;
-        let Some(bytes) = state.store.now.get(at..at + out.len()) else {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-        };
-        out.copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        let mut state = self.0.state();
-        state.store.change(Pending::Length(len as usize));
-        state.step()
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        let mut state = self.0.state();
-        state.step()?;
-        state.store.sync();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let mut state = self.0.state();
-        state.store.change(Pending::Write(offset as usize, data.to_vec()));
-        state.step()
     }
 }
 
@@ -413,7 +217,7 @@ fn one_life(seed: u64, left: u64) -> Result<bool, String> {
             model = next;
         }
     }
-    let disk = disk.after_power_cut(&mut random);
+    let disk = disk.after_power_cut(&mut |limit| random.below(limit));
     let (ledger, opened) = Ledger::open(Box::new(disk)).map_err(|error| format!("it cannot be opened: {error}"))?;
     let holds = |model: &Model| model.check(&ledger, &ids()).and_then(|()| model.check_cursor(&opened.cursor));
     match (holds(&model), in_doubt.as_ref().map(holds)) {
@@ -448,7 +252,7 @@ fn a_log_that_lost_a_confirmed_commit_is_noticed() {
         ledger.commit(vec![write]).unwrap();
     }
     drop(ledger);
-    let lying = disk.after_power_cut(&mut random);
+    let lying = disk.after_power_cut(&mut |limit| random.below(limit));
     {
         let mut state = lying.state();
         state.log.now.iter_mut().take(24).for_each(|byte| *byte ^= 0x55);

@@ -1,6 +1,6 @@
 //! What the log holds and the store does not yet: looked at first by whoever reads. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use message::OrderId;
 
@@ -10,7 +10,7 @@ use crate::writer::Write;
 /// Changes since the log began anew, folded: the last word on each order, on each piece of output.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
-    pub(crate) entries: HashMap<OrderId, Entry>,
+    pub(crate) entries: BTreeMap<OrderId, Entry>,
     /// `None`: confirmed, to be removed from the store.
     pub(crate) output: BTreeMap<([u8; 16], u32), Option<OutputRow>>,
     /// Changes of the cursor, in their order.

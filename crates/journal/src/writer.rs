@@ -14,7 +14,7 @@ use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
 
 /// The most requests committed together.
-const GROUP_MAX: usize = 256;
+pub(crate) const GROUP_MAX: usize = 256;
 /// The most requests that wait; beyond it callers wait.
 const QUEUE_MAX: usize = 1024;
 /// How long a mark that may be lost (a confirmation) waits for a commit to travel with.
@@ -102,7 +102,7 @@ pub struct Opened {
     pub trust: Option<String>,
 }
 
-enum Request {
+pub(crate) enum Request {
     Commit { writes: Vec<Write>, done: oneshot::Sender<Result<(), JournalError>> },
     Lazy(Write),
     Prune { watermark: Timestamp, done: oneshot::Sender<Result<usize, JournalError>> },
@@ -115,6 +115,8 @@ pub struct Journal {
     requests: mpsc::Sender<(Request, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     reader: Arc<Reader>,
+    #[cfg(feature = "simulate")]
+    simulated: bool,
 }
 
 impl Journal {
@@ -133,7 +135,30 @@ impl Journal {
         let reader = ledger.reader();
         let (requests, queue) = mpsc::channel();
         std::thread::Builder::new().name("journal".into()).spawn(move || write_loop(ledger, &queue)).map_err(wrong)?;
-        Ok((Self { requests, room: Arc::new(Semaphore::new(QUEUE_MAX)), reader }, opened))
+        Ok((Self::new(requests, reader), opened))
+    }
+
+    fn new(requests: mpsc::Sender<(Request, OwnedSemaphorePermit)>, reader: Arc<Reader>) -> Self {
+        Self {
+            requests,
+            room: Arc::new(Semaphore::new(QUEUE_MAX)),
+            reader,
+            #[cfg(feature = "simulate")]
+            simulated: false,
+        }
+    }
+
+    /// Opens the journal on a disk in memory; nothing is written but in the rounds of the writer that is returned.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    #[cfg(feature = "simulate")]
+    pub fn simulated(disk: &crate::simulate::SimDisk) -> Result<(Self, Opened, crate::simulate::Writer), JournalError> {
+        let (ledger, opened) = Ledger::open(Box::new(disk.clone()))?;
+        let reader = ledger.reader();
+        let (requests, queue) = mpsc::channel();
+        let journal = Self { simulated: true, ..Self::new(requests, reader) };
+        Ok((journal, opened, crate::simulate::Writer::new(ledger, queue)))
     }
 
     /// Whether as much waits to be written as may.
@@ -181,12 +206,18 @@ impl Journal {
         self.reader.find(id)
     }
 
-    /// The order of a job, if it has arrived. Reads all that is remembered: not for what happens often.
+    /// The order of a job, if it has arrived. Reads all that is remembered: not for what happens often, and not on the
+    /// thread that serves everything else.
     ///
     /// # Errors
     /// [`JournalError`] when it cannot be read.
-    pub fn find_job(&self, job: &JobId) -> Result<Option<Entry>, JournalError> {
-        self.reader.find_job(job)
+    pub async fn find_job(&self, job: &JobId) -> Result<Option<Entry>, JournalError> {
+        #[cfg(feature = "simulate")]
+        if self.simulated {
+            return self.reader.find_job(job);
+        }
+        let (reader, wanted) = (Arc::clone(&self.reader), job.clone());
+        tokio::task::spawn_blocking(move || reader.find_job(&wanted)).await.map_err(|_| JournalError::Closed)?
     }
 
     /// Whether a job was cancelled before its order arrived.
@@ -257,33 +288,47 @@ fn write_loop(mut ledger: Ledger, queue: &mpsc::Receiver<(Request, OwnedSemaphor
         };
         let closed = matches!(first, Err(RecvTimeoutError::Disconnected));
         let was_empty = lazy.is_empty();
-        let mut commits = Vec::new();
-        let mut prunes = Vec::new();
-        for (request, _permit) in first.into_iter().chain(queue.try_iter()).take(GROUP_MAX) {
-            match request {
-                Request::Commit { writes, done } => commits.push((writes, done)),
-                Request::Prune { watermark, done } => prunes.push((watermark, done)),
-                Request::Lazy(write) => lazy.push(write),
+        let gathered = first.into_iter().chain(queue.try_iter()).take(GROUP_MAX);
+        round(&mut ledger, gathered, &mut lazy, || {
+            if was_empty {
+                lazy_since = Instant::now();
             }
-        }
-        if was_empty {
-            lazy_since = Instant::now();
-        }
-        let due = !lazy.is_empty() && (lazy_since.elapsed() >= LAZY_WAIT || lazy.len() >= GROUP_MAX || closed);
-        if !commits.is_empty() || due {
-            let (writes, waiting): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
-            let marks = std::mem::take(&mut lazy);
-            let result = ledger.commit(marks.into_iter().chain(writes.into_iter().flatten()).collect());
-            for done in waiting {
-                // Whoever stopped waiting does not need the answer.
-                let _ = done.send(result.clone());
-            }
-        }
-        for (watermark, done) in prunes {
-            let _ = done.send(ledger.prune(watermark));
-        }
+            closed || lazy_since.elapsed() >= LAZY_WAIT
+        });
         if closed {
             return;
         }
+    }
+}
+
+/// One round of the writer: commits together what was gathered, with the marks in `lazy`, which are reason enough for a
+/// commit of their own when they are due.
+pub(crate) fn round(
+    ledger: &mut Ledger,
+    gathered: impl Iterator<Item = (Request, OwnedSemaphorePermit)>,
+    lazy: &mut Vec<Write>,
+    lazy_is_due: impl FnOnce() -> bool,
+) {
+    let mut commits = Vec::new();
+    let mut prunes = Vec::new();
+    for (request, _permit) in gathered {
+        match request {
+            Request::Commit { writes, done } => commits.push((writes, done)),
+            Request::Prune { watermark, done } => prunes.push((watermark, done)),
+            Request::Lazy(write) => lazy.push(write),
+        }
+    }
+    let due = lazy_is_due() || lazy.len() >= GROUP_MAX;
+    if !commits.is_empty() || (due && !lazy.is_empty()) {
+        let (writes, waiting): (Vec<_>, Vec<_>) = commits.into_iter().unzip();
+        let marks = std::mem::take(lazy);
+        let result = ledger.commit(marks.into_iter().chain(writes.into_iter().flatten()).collect());
+        for done in waiting {
+            // Whoever stopped waiting does not need the answer.
+            let _ = done.send(result.clone());
+        }
+    }
+    for (watermark, done) in prunes {
+        let _ = done.send(ledger.prune(watermark));
     }
 }

@@ -70,8 +70,8 @@ async fn tombstones_and_newest_orders_are_kept_until_nothing_older_can_come() {
         Write::Entry(Box::new(waiting.clone())),
     ];
     journal.commit(writes).await.unwrap();
-    assert_eq!(journal.find_job(&waiting.job).unwrap(), Some(waiting));
-    assert_eq!(journal.find_job(&job).unwrap(), None, "only its tombstone is there");
+    assert_eq!(journal.find_job(&waiting.job).await.unwrap(), Some(waiting));
+    assert_eq!(journal.find_job(&job).await.unwrap(), None, "only its tombstone is there");
     journal.prune(until.plus(RETENTION_AFTER_EXPIRY)).await.unwrap();
     assert_eq!(journal.tombstone(&job).unwrap(), Some(tombstone.clone()));
     assert_eq!(journal.newest(&key).unwrap(), Some(newest));

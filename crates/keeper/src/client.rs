@@ -3,7 +3,7 @@
 //! Programs flow out, events of each flow in to its own [`Run`]. A keeper that is lost ends all runs; the next program gets a
 //! new one. Nothing is ever started twice: what was sent to a keeper that is lost is given up.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -41,6 +41,10 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 /// Ends what is left of programs whose keeper was killed, as far as it can be found. Returns how many processes that were.
 pub async fn end_orphans(ids: Vec<Id>) -> usize {
+    #[cfg(feature = "simulate")]
+    if crate::simulate::is_on() {
+        return 0;
+    }
     let values: Vec<String> = ids.iter().map(Id::to_string).collect();
     let ending = tokio::task::spawn_blocking(move || exec::end_orphans(ORDER_VARIABLE, &values, ORPHAN_GRACE));
     ending.await.unwrap_or_default()
@@ -90,19 +94,21 @@ struct Inner {
     link: tokio::sync::Mutex<Option<Arc<Link>>>,
     /// From now on a run that is dropped goes on.
     leaving: AtomicBool,
+    #[cfg(feature = "simulate")]
+    simulated: Option<crate::simulate::Keeper>,
 }
 
 /// One connection.
-struct Link {
+pub(crate) struct Link {
     requests: UnboundedSender<Vec<u8>>,
     held: Vec<Id>,
     /// `None` once the connection is lost or about to be given up: nothing more can be begun on it.
-    runs: Mutex<Option<HashMap<Id, UnboundedSender<Event>>>>,
+    runs: Mutex<Option<BTreeMap<Id, UnboundedSender<Event>>>>,
     lost: CancellationToken,
 }
 
 impl Link {
-    fn runs(&self) -> MutexGuard<'_, Option<HashMap<Id, UnboundedSender<Event>>>> {
+    fn runs(&self) -> MutexGuard<'_, Option<BTreeMap<Id, UnboundedSender<Event>>>> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,7 +134,7 @@ impl Link {
     /// Gives the connection up if nothing runs on it.
     fn retire(&self) -> bool {
         let mut runs = self.runs();
-        let idle = runs.as_ref().is_none_or(HashMap::is_empty);
+        let idle = runs.as_ref().is_none_or(BTreeMap::is_empty);
         if idle {
             *runs = None;
         }
@@ -144,6 +150,20 @@ impl Client {
             launch,
             link: tokio::sync::Mutex::default(),
             leaving: AtomicBool::new(false),
+            #[cfg(feature = "simulate")]
+            simulated: None,
+        }))
+    }
+
+    /// For a keeper that is simulated.
+    #[cfg(feature = "simulate")]
+    pub fn simulated(keeper: crate::simulate::Keeper) -> Self {
+        Self(Arc::new(Inner {
+            state_dir: PathBuf::from("simulated"),
+            launch: Launch { program: PathBuf::new(), args: Vec::new() },
+            link: tokio::sync::Mutex::default(),
+            leaving: AtomicBool::new(false),
+            simulated: Some(keeper),
         }))
     }
 
@@ -153,6 +173,13 @@ impl Client {
     /// [`KeeperError`] when there is one that cannot be spoken to.
     pub async fn held(&self) -> Result<Vec<Id>, KeeperError> {
         let mut slot = self.0.link.lock().await;
+        #[cfg(feature = "simulate")]
+        if let Some(keeper) = &self.0.simulated {
+            let Some(link) = keeper.connect(false) else { return Ok(Vec::new()) };
+            let held = link.held.clone();
+            self.use_link(&mut slot, link);
+            return Ok(held);
+        }
         let place = self.place()?;
         let deadline = Instant::now() + READY_MAX;
         loop {
@@ -243,6 +270,11 @@ impl Client {
     }
 
     async fn launch(&self) -> Result<Arc<Link>, KeeperError> {
+        #[cfg(feature = "simulate")]
+        if let Some(keeper) = &self.0.simulated {
+            let none = || self.wrong("cannot be started", io::Error::other("the simulation forbids it"));
+            return keeper.connect(true).ok_or_else(none);
+        }
         let place = self.place()?;
         let not_started = |error| self.wrong("cannot be started", error);
         let log = place.log().map_err(not_started)?;
@@ -292,9 +324,7 @@ impl Client {
         let Some((Report::Welcome { held, .. }, _)) = welcome else {
             return Err(io::Error::other("it does not speak with an agent of this version"));
         };
-        let (requests, to_write) = mpsc::unbounded_channel();
-        let lost = CancellationToken::new();
-        let link = Arc::new(Link { requests, held, runs: Mutex::new(Some(HashMap::new())), lost });
+        let (link, to_write) = Link::new(held);
         tokio::spawn(carry(Arc::clone(&link), read, write, to_write));
         Ok(link)
     }
@@ -330,13 +360,24 @@ async fn carry(
     if let Err(error) = ended {
         tracing::warn!(%error, "the connection to the keeper broke");
     }
-    // Every run sees its end.
-    *link.runs() = None;
-    link.lost.cancel();
+    link.lose();
 }
 
 impl Link {
-    fn hear(&self, report: Report, beside: Bytes) {
+    /// A connection to a keeper that holds these, and what is said on it.
+    pub(crate) fn new(held: Vec<Id>) -> (Arc<Self>, UnboundedReceiver<Vec<u8>>) {
+        let (requests, to_write) = mpsc::unbounded_channel();
+        let (runs, lost) = (Mutex::new(Some(BTreeMap::new())), CancellationToken::new());
+        (Arc::new(Self { requests, held, runs, lost }), to_write)
+    }
+
+    /// Every run sees its end.
+    pub(crate) fn lose(&self) {
+        *self.runs() = None;
+        self.lost.cancel();
+    }
+
+    pub(crate) fn hear(&self, report: Report, beside: Bytes) {
         let mut runs = self.runs();
         let Some(runs) = runs.as_mut() else { return };
         // A run that is gone wants to hear nothing more.
@@ -367,7 +408,7 @@ async fn let_go_when_idle(client: std::sync::Weak<Inner>, link: Arc<Link>) {
             () = link.lost.cancelled() => return,
             () = sleep(IDLE_MAX / 3) => {}
         }
-        let idle = link.runs().as_ref().is_none_or(HashMap::is_empty);
+        let idle = link.runs().as_ref().is_none_or(BTreeMap::is_empty);
         let since = *idle_since.get_or_insert_with(Instant::now);
         if !idle {
             idle_since = None;

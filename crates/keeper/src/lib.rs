@@ -29,6 +29,8 @@ mod held;
 mod place;
 mod script;
 mod serve;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 mod store;
 mod wire;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bus::{Message, clock};
 use journal::{Entry, JournalError, Newest, Tombstone};
-use message::method::{CANCEL, Cancel, STEWARD_DOMAIN};
+use message::method::{CANCEL, Cancel, Cancelled, STEWARD_DOMAIN};
 use message::{JobId, Order, OrderId, State, Token};
 
 use super::{Batch, Decided, Intake, entry, history_of};
@@ -28,7 +28,7 @@ pub(super) struct Ending {
 }
 
 /// What a cancel found, as it is known in the intake.
-enum Cancelling {
+pub(super) enum Cancelling {
     /// Everything is decided.
     Done { found: State, now: State },
     /// It runs, and its process has to end it.
@@ -93,7 +93,7 @@ impl Intake {
         message: &Message,
         batch: &mut Batch,
     ) -> Result<(), JournalError> {
-        let by = format!("cancelled by {operator} (job {})", order.job);
+        let by = cancelled_by(operator, order);
         let (cancelling, job) = match read(order) {
             Err(reason) => (Cancelling::Refused(reason), order.job.clone()),
             Ok(job) => (self.find_and_withdraw(&job, order, &by, batch).await?, job),
@@ -118,7 +118,7 @@ impl Intake {
         Ok(())
     }
 
-    async fn find_and_withdraw(
+    pub(super) async fn find_and_withdraw(
         &self,
         job: &JobId,
         order: &Order,
@@ -142,13 +142,8 @@ impl Intake {
             }
             return Ok(Cancelling::Running(id));
         }
-        // Reading all that is remembered takes its time: not on the thread that serves everything else. Nothing can
-        // arrive meanwhile, since it would have to come through here.
-        let (journal, wanted) = (self.journal.clone(), job.clone());
-        let known = tokio::task::spawn_blocking(move || journal.find_job(&wanted))
-            .await
-            .map_err(|_| JournalError::Closed)??;
-        if let Some(entry) = known {
+        // This takes its time. Nothing can arrive meanwhile, since it would have to come through here.
+        if let Some(entry) = self.journal.find_job(job).await? {
             return Ok(stands(entry.history.state()));
         }
         let until = order.created.plus(EXPIRY_MAX);
@@ -189,6 +184,29 @@ impl Intake {
         decided.runs = false;
     }
 
+    /// Does again, for a journal that did not know it, what an order did to others when it was taken: so it was told.
+    pub(super) async fn do_again(
+        &self,
+        order: &Order,
+        operator: &str,
+        entry: &Entry,
+        batch: &mut Batch,
+    ) -> Result<(), JournalError> {
+        if order.method.as_str() == CANCEL {
+            let told = entry.outcome.as_ref().and_then(|outcome| outcome.data.clone());
+            let told = told.and_then(|data| serde_json::from_value::<Cancelled>(data).ok());
+            if let Some(told) = told.filter(|told| told.now == State::Cancelled) {
+                self.find_and_withdraw(&told.job, order, &cancelled_by(operator, order), batch).await?;
+            }
+        } else if let Some(key) = &order.supersede
+            && entry.history.at(State::Delivered).is_some()
+            && self.foregone(order, entry.sequence, batch)?.is_none()
+        {
+            self.supersede(key, order, entry.sequence, batch)?;
+        }
+        Ok(())
+    }
+
     /// Forgets a batch that could not be journaled: all that was withdrawn waits as before.
     pub(super) fn give_back(&self, batch: &Batch) {
         for decided in batch.decided.iter().filter(|decided| decided.runs) {
@@ -224,6 +242,10 @@ fn read(order: &Order) -> Result<JobId, String> {
         return Err("a cancel cannot take back itself".into());
     }
     Ok(cancel.job)
+}
+
+fn cancelled_by(operator: &str, order: &Order) -> String {
+    format!("cancelled by {operator} (job {})", order.job)
 }
 
 fn superseded_by(job: &JobId, key: &Token) -> String {

@@ -190,6 +190,7 @@ fn line_record(line: Vec<u8>) -> Map<String, Value> {
 /// Waits; `true` when cancelled meanwhile.
 async fn wait(cancel: &CancellationToken, duration: Duration) -> bool {
     tokio::select! {
+        biased;
         () = cancel.cancelled() => true,
         () = tokio::time::sleep(duration) => false,
     }
@@ -212,6 +213,7 @@ pub(crate) async fn publish(
         });
         if rows.is_empty() {
             tokio::select! {
+                biased;
                 () = cancel.cancelled() => return,
                 () = ready.notified() => {}
                 // Rows may be left from an earlier read that failed.
@@ -231,6 +233,7 @@ pub(crate) async fn publish(
                         let mut link = bus.link();
                         link.mark_unchanged();
                         tokio::select! {
+                            biased;
                             () = cancel.cancelled() => return,
                             _ = link.changed() => {}
                             () = tokio::time::sleep(retry) => retry = (retry * 2).min(RETRY_MAX),
