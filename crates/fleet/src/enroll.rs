@@ -168,7 +168,7 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
     creds_at(&home.station_creds(), |key| Ok(keys.station_user(STATION, key)?))?;
     let root = PublicKey::parse(claims::read::<claims::Operator>(keys.operator_jwt())?.sub)
         .map_err(|error| FleetError::signing(&error))?;
-    trust_at(home, &root, &Operator { name: FIRST_OPERATOR.into(), key: admin })?;
+    trust_at(home, &root, &Operator::admin(FIRST_OPERATOR, admin))?;
     let context = Context {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),
@@ -232,7 +232,7 @@ fn seal_trust(
         wrong("the root's key is not here; bring it back from where it is kept to change who may order")
     })?;
     let root = KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed"))?;
-    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators };
+    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators, policy_keys: vec![] };
     let document = serde_json::to_string(&trust).map_err(|error| FleetError::signing(&error))?;
     SealedDocument::new(document, &root).map_err(|error| FleetError::signing(&error))
 }

@@ -197,7 +197,8 @@ fn trust() -> Trust {
         kind: TrustKind::Trust,
         serial: 1,
         issued: noon_and(-MINUTE_MS),
-        operators: vec![Operator { name: "admin".into(), key: PublicKey::of(&operator()) }],
+        operators: vec![Operator::admin("admin", PublicKey::of(&operator()))],
+        policy_keys: vec![],
     }
 }
 

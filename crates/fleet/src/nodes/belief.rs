@@ -146,7 +146,8 @@ mod tests {
             kind: TrustKind::Trust,
             serial: 1,
             issued: Timestamp::default(),
-            operators: vec![Operator { name: "admin".into(), key: key(1) }],
+            operators: vec![Operator::admin("admin", key(1))],
+            policy_keys: vec![],
         }
     }
 
