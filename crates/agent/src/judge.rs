@@ -123,7 +123,14 @@ mod tests {
 
     fn trust() -> Trust {
         let admin = Operator::admin("admin", PublicKey::of(&pair(1)));
-        Trust { v: 1, kind: TrustKind::Trust, serial: 1, issued: Timestamp::from_ms(0), operators: vec![admin], policy_keys: vec![] }
+        Trust {
+            v: 1,
+            kind: TrustKind::Trust,
+            serial: 1,
+            issued: Timestamp::from_ms(0),
+            operators: vec![admin],
+            policy_keys: vec![],
+        }
     }
 
     fn order() -> Order {

@@ -292,21 +292,13 @@ impl Fleet {
 
 /// Labels follow the rules of Kubernetes, so that selectors read the same.
 fn check_label(key: &str, value: &str) -> Result<(), FleetError> {
-    let ends = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-    let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
-    let prefix = key.rsplit_once('/').map(|(prefix, _)| prefix);
-    let key_ok = (1..=63).contains(&name.len()) && ends(name) && plain(name);
-    let prefix_ok = prefix.is_none_or(|prefix| (1..=253).contains(&prefix.len()) && ends(prefix) && plain(prefix));
-    if !key_ok || !prefix_ok {
+    if !message::selector::is_label(key) {
         return Err(FleetError::usage(format!(
             "{key:?} cannot be a label: use up to 63 letters, digits, `_`, `-` and `.`, with a letter or digit at \
              both ends"
         )));
     }
-    if value.len() > 63 || !(value.is_empty() || ends(value)) || !plain(value) {
+    if !message::selector::is_label_value(value) {
         return Err(FleetError::usage(format!(
             "{value:?} cannot be the value of the label {key}: use up to 63 letters, digits, `_`, `-` and `.`, with a \
              letter or digit at both ends"

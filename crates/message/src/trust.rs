@@ -138,7 +138,11 @@ mod tests {
         let before = format!(r#"{{"name":"anna","key":"{key}"}}"#);
         let read: Operator = serde_json::from_str(&before).unwrap();
         assert_eq!(read, Operator::admin("anna", key.clone()));
-        assert_eq!(serde_json::to_string(&read).unwrap(), before, "readers of before refuse fields that they do not know");
+        assert_eq!(
+            serde_json::to_string(&read).unwrap(),
+            before,
+            "readers of before refuse fields that they do not know"
+        );
         let nobody = Operator { roles: vec![], ..read.clone() };
         let text = serde_json::to_string(&nobody).unwrap();
         assert_eq!(serde_json::from_str::<Operator>(&text).unwrap(), nobody, "no role at all is not the role admin");
