@@ -1,8 +1,9 @@
-//! `agent.toml`: what a node reports. Unknown keys are errors that name the nearest known one.
+//! `agent.toml`: what a node reports, and what it lets be done here at most. Unknown keys are errors that name the nearest known one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use message::policy::Glob;
 use message::{NodeName, Token, units};
 use serde::Deserialize;
 
@@ -38,6 +39,18 @@ pub struct Config {
     /// as long without a word.
     #[serde(default, deserialize_with = "life_sign")]
     pub life_sign: Option<Duration>,
+    /// The only methods that may be called here, as globs, whatever the policy allows.
+    #[serde(default, deserialize_with = "some")]
+    pub allow_methods: Vec<Glob>,
+    /// The only domains, likewise.
+    #[serde(default, deserialize_with = "some")]
+    pub allow_domains: Vec<Glob>,
+    /// The only local user that commands run as here, whatever the policy allows.
+    #[serde(default)]
+    pub run_as: Option<String>,
+    /// No shell lines, no scripts, no shells, whatever the policy allows.
+    #[serde(default)]
+    pub deny_shell: bool,
     /// What it reports.
     #[serde(default)]
     pub event: Vec<EventSource>,
@@ -77,7 +90,28 @@ fn life_sign<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duratio
     }
 }
 
-const KEYS: [&str; 7] = ["name", "life_sign", "event", "method", "domain", "to", "file"];
+/// An empty list may mean all or none: it means nothing.
+fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
+    let globs = Vec::deserialize(from)?;
+    if globs.is_empty() {
+        return Err(serde::de::Error::custom("an empty list: leave it out to narrow nothing"));
+    }
+    Ok(globs)
+}
+
+const KEYS: [&str; 11] = [
+    "name",
+    "life_sign",
+    "allow_methods",
+    "allow_domains",
+    "run_as",
+    "deny_shell",
+    "event",
+    "method",
+    "domain",
+    "to",
+    "file",
+];
 
 impl Config {
     /// Reads a file.

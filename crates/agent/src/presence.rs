@@ -35,6 +35,8 @@ pub(crate) struct Presence {
     pub(crate) counters: Arc<Counters>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) degraded: watch::Receiver<Option<String>>,
+    /// What is wrong with the policy that the bus offers.
+    pub(crate) policy: watch::Receiver<Option<String>>,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) interval: Duration,
     /// The seat of the journal.
@@ -135,7 +137,8 @@ impl Presence {
     /// What is wrong, if anything is; the gravest first.
     fn complaint(&self) -> Option<String> {
         let cloned = self.cloned.borrow().clone();
-        cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
+        let degraded = || self.degraded.borrow().clone();
+        cloned.or_else(degraded).or_else(|| self.policy.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
     fn condition(&self) -> Condition {
@@ -168,6 +171,11 @@ impl Presence {
                     ups = now.ups;
                 }
                 changed = self.degraded.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                changed = self.policy.changed() => {
                     if changed.is_err() {
                         return;
                     }

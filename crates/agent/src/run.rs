@@ -20,6 +20,7 @@ use crate::method::keeper_id;
 use crate::options::{AgentError, Options};
 use crate::outbox::Outbox;
 use crate::past::Past;
+use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
 use crate::source::{self, FileSource};
@@ -61,10 +62,21 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let config = load_config(&options)?;
     let credentials = Credentials::parse(&options.credentials, "the enrolment")?;
     let (journal, opened) = Journal::open(&options.state_dir)?;
+    let counters = Arc::new(Counters::default());
     let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
-    let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
+    let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(&enrolment)?;
+    let trusted = Arc::new(trusted);
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
+    let gate = Gate::open(
+        (options.root.clone(), me.clone()),
+        &options.state_dir,
+        options.policy.as_ref(),
+        Arc::clone(&trusted),
+        Arc::clone(&counters),
+        Narrowing::of(&config),
+    );
+    let gate = Arc::new(gate.map_err(enrolment)?);
     let identity = Arc::new(Identity {
         me,
         pair,
@@ -77,7 +89,6 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
     let interrupted = recover(&journal, &opened, &held).await?;
     let bus = connect(&options, credentials).await?;
-    let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
     let (degraded, degraded_seen) = watch::channel(None);
     let (cloned, cloned_seen) = watch::channel(None);
@@ -88,6 +99,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         Arc::clone(&counters),
         options.state_dir.join("methods.d"),
         (keeper, options.at_stop),
+        Arc::clone(&gate),
         (degraded.clone(), cloned_seen.clone()),
     );
     tracing::info!(
@@ -105,6 +117,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         counters: Arc::clone(&counters),
         processes: Arc::clone(&processes),
         degraded: degraded_seen,
+        policy: gate.complaint(),
         floor: Arc::clone(&floor),
         interval: config.life_sign.unwrap_or(options.life_sign_interval),
         seat: twin::seat(&options.state_dir),
@@ -164,7 +177,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         bus: bus.clone(),
         journal: journal.clone(),
         identity: Arc::clone(&identity),
-        trusted: Arc::new(trusted),
+        trusted,
+        gate: Arc::clone(&gate),
         outbox: Arc::clone(&outbox),
         processes: Arc::clone(&processes),
         counters: Arc::clone(&counters),
@@ -185,6 +199,17 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     {
         let stop = stop.clone();
         tasks.spawn(async move { ("intake", intake.run(stop).await.map_err(AgentError::Bus)) });
+    }
+    {
+        let (gate, bus, stop) = (Arc::clone(&gate), bus.clone(), stop.clone());
+        tasks.spawn(async move { ("policy", gate.watch(&bus, stop).await.map_err(AgentError::Bus)) });
+    }
+    {
+        let (processes, stop) = (Arc::clone(&processes), stop.clone());
+        tasks.spawn(async move {
+            processes.watch_parked(stop).await;
+            ("approvals", Ok(()))
+        });
     }
     {
         let (stop, presence) = (stop.clone(), Arc::clone(&presence));

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::connection::Fleet;
 use crate::error::FleetError;
+pub(crate) use belief::near;
 use belief::{BrokerClock, Written};
 
 /// Up to so many names are read one by one; for more, the whole fleet is read at once.
@@ -153,6 +154,9 @@ impl Fleet {
             }
             record.labels.extend(set.iter().cloned());
             record.by.clone_from(&by);
+            // Later than before also where this clock is behind: nodes never go back.
+            let after = record.changed.map(|before| before.plus(Duration::from_millis(1)));
+            record.changed = Some(after.unwrap_or_default().max(clock::now()));
             if self.write_record(&record, written.sequence).await? {
                 return Ok(record);
             }
@@ -196,6 +200,7 @@ impl Fleet {
                 labels: [].into(),
                 enrolled: clock::now(),
                 by: by.clone(),
+                changed: Some(clock::now()),
             };
             if self.write_record(&record, last.map_or(0, |message| message.sequence)).await? {
                 return Ok(record);

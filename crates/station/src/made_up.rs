@@ -32,6 +32,7 @@ pub(crate) fn record(name: &str, key: &KeyPair) -> NodeRecord {
         labels: [("site".to_owned(), "oslo".to_owned())].into(),
         enrolled: Timestamp::default(),
         by: "admin".into(),
+        changed: None,
     }
 }
 

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::{Policy, Rule};
-use crate::method::{CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
+use crate::method::{APPROVE, CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
 use crate::name::{NodeName, Token};
 use crate::selector::Labels;
 use crate::time::Timestamp;
@@ -46,10 +46,15 @@ impl Asked {
                 let user = args.get("user").and_then(Value::as_str).map(ToOwned::to_owned);
                 Self { command: shell_command(args).unwrap_or(Command::Line), user }
             }
-            HELLO | PROCESSES | HTTPGET | CANCEL => Self { command: Command::Nothing, user: None },
+            _ if starts_nothing(method) => Self { command: Command::Nothing, user: None },
             _ => Self { command: Command::Method, user: None },
         }
     }
+}
+
+/// Whether a method is built into the agent, and starts no program.
+pub(super) fn starts_nothing(method: &str) -> bool {
+    [HELLO, PROCESSES, HTTPGET, CANCEL, APPROVE].contains(&method)
 }
 
 fn shell_command(args: &Value) -> Option<Command> {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::decide::starts_nothing;
 use super::{Rule, Rules};
 use crate::method::{CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
 use crate::name::NodeName;
@@ -52,15 +53,15 @@ impl Reach {
     fn of(rules: Option<&Rules>, operator: &Operator, node: &NodeName, labels: &Labels, method: &str) -> Self {
         // Without a policy, operators may everything.
         let Some(rules) = rules else { return Self { allow: [String::new()].into(), deny: BTreeSet::new() } };
-        let conditions = |list: &[Rule]| -> BTreeSet<String> {
+        let conditions = |list: &[Rule], denies: bool| -> BTreeSet<String> {
             list.iter()
                 .filter(|rule| {
                     rule.is_of(Some(&operator.name), &operator.roles) && rule.is_on(node, Some(labels), false)
                 })
-                .filter_map(|rule| rule.conditions(method))
+                .filter_map(|rule| rule.conditions(method, denies))
                 .collect()
         };
-        let (mut allow, mut deny) = (conditions(&rules.allow), conditions(&rules.deny));
+        let (mut allow, mut deny) = (conditions(&rules.allow, false), conditions(&rules.deny, true));
         if deny.contains("") {
             allow.clear();
         }
@@ -75,8 +76,13 @@ impl Reach {
 
 impl Rule {
     /// What else it asks for where `method` is meant; `None` where it is not.
-    fn conditions(&self, method: &str) -> Option<String> {
+    fn conditions(&self, method: &str, denies: bool) -> Option<String> {
         let mut parts = Vec::new();
+        // What starts no program has neither a command line nor a user.
+        let (no_line, no_user) = (method != SHELLCOMMAND, starts_nothing(method));
+        if (no_line && !self.argv.is_empty()) || (no_user && denies && !self.users.is_empty()) {
+            return None;
+        }
         if method == OTHER_METHODS {
             let open: Vec<&str> =
                 self.methods.iter().filter(|glob| !glob.is_literal()).map(|glob| glob.as_str()).collect();
@@ -98,7 +104,9 @@ impl Rule {
             listed(&mut parts, "domain", domains);
         }
         listed(&mut parts, "command", self.argv.iter().map(ToString::to_string).collect());
-        listed(&mut parts, "as", self.users.clone());
+        if !no_user {
+            listed(&mut parts, "as", self.users.clone());
+        }
         listed(&mut parts, "at", self.times.iter().map(ToString::to_string).collect());
         if self.approvals > 1 {
             parts.push(format!("signed by {} operators", self.approvals));
