@@ -130,6 +130,9 @@ impl Config {
     /// A sentence that says what is wrong, and where.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| explain(&error.to_string()))?;
+        if config.run_as.as_ref().is_some_and(|user| user.is_empty() || user.contains([' ', ':', '/'])) {
+            return Err("run_as has to be the name of a local user".into());
+        }
         for (index, source) in config.event.iter().enumerate() {
             if !source.file.is_absolute() {
                 return Err(format!(
@@ -178,6 +181,19 @@ mod tests {
         let error = Config::parse("[[event]]\nmethd = \"a\"\n").unwrap_err();
         assert!(error.contains("methd") && error.contains("Did you mean `method`?"), "{error}");
         assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn what_a_node_takes_away_is_read_strictly() {
+        let text = "allow_methods = [\"hel*\"]\nallow_domains = [\"operatingsystem\"]\nrun_as = \"steward\"\ndeny_shell = true\n";
+        let config = Config::parse(text).unwrap();
+        assert!(config.allow_methods[0].matches("hello") && config.deny_shell);
+        assert_eq!(config.run_as.as_deref(), Some("steward"));
+        let error = Config::parse("deny_shel = true").unwrap_err();
+        assert!(error.contains("Did you mean `deny_shell`?"), "{error}");
+        // Neither all nor none, and certainly not nothing at all.
+        assert!(Config::parse("allow_methods = []").unwrap_err().contains("empty list"));
+        assert!(Config::parse("run_as = \"\"").is_err());
     }
 
     #[test]

@@ -144,10 +144,9 @@ impl Gate {
             })
             .transpose()
             .map_err(|reason| format!("the policy that is kept in {} cannot be used: {reason}", path.display()))?;
-        let brought = enrolment
-            .map(|sealed| Policy::open(sealed, &root, &trusted.current()))
-            .transpose()
-            .map_err(|error| error.to_string())?;
+        // Who signed it was looked at when the node was enrolled, and may have been taken off the list since.
+        let brought =
+            enrolment.map(|sealed| Policy::open_kept(sealed, &root)).transpose().map_err(|error| error.to_string())?;
         let policy = match (kept, brought) {
             (Some(kept), Some(brought)) if brought.version > kept.version => Some(brought),
             (Some(kept), _) => Some(kept),

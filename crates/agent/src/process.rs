@@ -120,8 +120,7 @@ impl Processes {
         identity: Arc<Identity>,
         counters: Arc<Counters>,
         methods_dir: PathBuf,
-        (keeper, at_stop): (keeper::Client, AtStop),
-        gate: Arc<Gate>,
+        (gate, keeper, at_stop): (Arc<Gate>, keeper::Client, AtStop),
         (degraded, cloned): (watch::Sender<Option<String>>, watch::Receiver<Option<String>>),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();

@@ -98,8 +98,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         Arc::clone(&identity),
         Arc::clone(&counters),
         options.state_dir.join("methods.d"),
-        (keeper, options.at_stop),
-        Arc::clone(&gate),
+        (Arc::clone(&gate), keeper, options.at_stop),
         (degraded.clone(), cloned_seen.clone()),
     );
     tracing::info!(

@@ -180,7 +180,13 @@ impl Fleet {
         for _ in 0..CONFLICTS_MAX {
             let revision = match self.policy_at_broker().await? {
                 None => 0,
-                Some((_, Ok(theirs))) if theirs.policy.version >= ours.policy.version => return Ok(false),
+                Some((_, Ok(theirs))) if theirs.policy.version >= ours.policy.version => {
+                    // Somebody has applied it elsewhere: a store that is made anew shall get it from here.
+                    if theirs.policy.version > ours.policy.version {
+                        save(&self.context().home(), &theirs)?;
+                    }
+                    return Ok(false);
+                }
                 Some((revision, _)) => revision,
             };
             if self.put_policy(&ours, revision).await? {
@@ -208,7 +214,8 @@ impl Fleet {
             Some((revision, _)) => revision,
             None => 0,
         };
-        let policy = Policy::new(base + 1, self.context().root.clone(), clock::now(), rules.clone());
+        let next = base.checked_add(1).ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
+        let policy = Policy::new(next, self.context().root.clone(), clock::now(), rules.clone());
         let own = self.trust().policy_keys.contains(&self.key());
         let signed = match root_key(&self.context().home()) {
             Ok(root) => seal(&policy, &root)?,
@@ -216,7 +223,7 @@ impl Fleet {
             Err(error) => return Err(error),
         };
         if !self.put_policy(&signed, revision).await? {
-            return Err(raced(base + 1));
+            return Err(raced(next));
         }
         save(&self.context().home(), &signed)?;
         Ok(policy)

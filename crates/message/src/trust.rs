@@ -137,7 +137,7 @@ mod tests {
         let key = PublicKey::of(&KeyPair::new_from_raw(KeyPairType::User, [3; 32]).unwrap());
         let before = format!(r#"{{"name":"anna","key":"{key}"}}"#);
         let read: Operator = serde_json::from_str(&before).unwrap();
-        assert_eq!(read, Operator::admin("anna", key.clone()));
+        assert_eq!(read, Operator::admin("anna", key));
         assert_eq!(
             serde_json::to_string(&read).unwrap(),
             before,

@@ -291,8 +291,9 @@ fn policies() -> Value {
     let text = Policy::new(3, PublicKey::of(&root()), noon_and(-MINUTE_MS), rules()).to_text().unwrap();
     let selectors = ["site=oslo", "site!=oslo", "tier in (a, b)", "tier notin (a,b)", "gpu", "!gpu", "site==oslo,!gpu"];
     let meant = |selector: &str, labels: Value| {
-        let selector: Selector = selector.parse().unwrap();
-        json!({"selector": selector, "labels": labels.clone(), "meant": selector.matches(&serde_json::from_value(labels).unwrap())})
+        let (selector, known): (Selector, Labels) =
+            (selector.parse().unwrap(), serde_json::from_value(labels).unwrap());
+        json!({"selector": selector, "labels": known, "meant": selector.matches(&known)})
     };
     let labels = [json!({}), json!({"site": "oslo"}), json!({"tier": "a", "gpu": ""})];
     json!({
@@ -833,7 +834,7 @@ fn policies_are_believed_and_decide_as_published() {
     trust.policy_keys = serde_json::from_value(part["policy_keys"].clone()).unwrap();
     let root = PublicKey::parse(part["root"].as_str().unwrap()).unwrap();
     let policy = Policy::open(&sealed("sealed"), &root, &trust).unwrap();
-    assert_eq!(Policy::open(&sealed("by_delegate"), &root, &trust), Ok(policy.clone()));
+    assert_eq!(Policy::open(&sealed("by_delegate"), &root, &trust), Ok(policy));
     assert!(Policy::open(&sealed("forged"), &root, &trust).is_err());
     let count = |word: &str| {
         part["decisions"].as_array().unwrap().iter().filter(|decision| decision["decision"] == word).count()

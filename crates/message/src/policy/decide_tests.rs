@@ -79,7 +79,7 @@ fn what_a_rule_allows_is_allowed_and_all_else_is_denied() {
     assert_eq!(decide(&services(), &ops.request()), allowed("services", Some("steward")));
     let stop = reason(decide(&services(), &case("ops", argv(&["systemctl", "stop", "nginx"])).request()));
     assert!(stop.contains("no rule") && stop.contains("\"services\" does, but not with these arguments"), "{stop}");
-    let dev = reason(decide(&services(), &case("dev", restart.clone()).request()));
+    let dev = reason(decide(&services(), &case("dev", restart).request()));
     assert!(dev.contains("anna (dev)") && !dev.contains("services"), "{dev}");
     assert!(decide(&services(), &Request { domain: "nginx", ..ops.request() }).is_denied());
     assert!(decide(&services(), &Request { method: "hello", ..ops.request() }).is_denied());
@@ -147,7 +147,7 @@ fn a_deny_wins_and_where_something_is_not_known_it_holds() {
 #[test]
 fn the_rule_that_asks_for_the_fewest_approvals_counts() {
     let two = json!({"name": "two", "roles": ["ops"], "approvals": 2, "users": ["root"]});
-    let rules = policy(json!({"allow": [two.clone()]}));
+    let rules = policy(json!({"allow": [&two]}));
     let ls = case("ops", argv(&["ls"]));
     let needs = Decision::NeedsApprovals { rule: "two".into(), user: Some("root".into()), approvals: 2 };
     assert_eq!(decide(&rules, &ls.request()), needs);
