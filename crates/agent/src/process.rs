@@ -152,6 +152,11 @@ impl Processes {
         &self.counters
     }
 
+    /// The version of the policy in force; 0 for none.
+    pub(crate) fn policy_version(&self) -> u64 {
+        *self.gate.version().borrow()
+    }
+
     /// The orders that wait or run.
     pub(crate) fn in_hand(&self) -> &InHand {
         &self.in_hand

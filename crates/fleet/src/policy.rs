@@ -196,13 +196,14 @@ impl Fleet {
         Err(BusError::Conflict { what: "the policy".into() }.into())
     }
 
-    /// Signs `rules` as the version after `base` and puts them in force. The root signs, if its key is in the home; else this
+    /// Signs `rules` as the version after `base`, which is what was looked at, and after `above`, which nodes may have seen, and
+    /// puts them in force. The root signs, if its key is in the home; else this
     /// identity, if the list of operators names it for that.
     ///
     /// # Errors
     /// [`FleetError::Usage`] when somebody else has changed the policy since `base`; [`FleetError::File`] when nobody is here
     /// who may sign.
-    pub async fn apply_policy(&self, rules: &Rules, base: u64) -> Result<Policy, FleetError> {
+    pub async fn apply_policy(&self, rules: &Rules, base: u64, above: u64) -> Result<Policy, FleetError> {
         let raced = |found: u64| {
             FleetError::usage(format!(
                 "somebody else has changed the policy meanwhile: what was compared is version {base}, in force is version \
@@ -214,7 +215,10 @@ impl Fleet {
             Some((revision, _)) => revision,
             None => 0,
         };
-        let next = base.checked_add(1).ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
+        let next = base
+            .max(above)
+            .checked_add(1)
+            .ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
         let policy = Policy::new(next, self.context().root.clone(), clock::now(), rules.clone());
         let own = self.trust().policy_keys.contains(&self.key());
         let signed = match root_key(&self.context().home()) {

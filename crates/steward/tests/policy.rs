@@ -147,6 +147,16 @@ async fn what_no_rule_allows_is_rejected_at_the_edge() {
         let job = anna.json(&world, 3, command);
         assert_eq!(state(&job, "ship1").0, "rejected", "{command:?}: {job}");
     }
+    // An older record of the node, as somebody has it who holds the broker, gives no label back.
+    let labelled = bus.kv_get("NODES", "ship1").await.unwrap().unwrap();
+    world.json(0, &["node", "label", "ship1", "site-"]);
+    eventually("the node has lost its label", || {
+        let done = world.steward(&anna.flags(&["-o", "json", "run", "ship1", "--", "echo", "hello"]));
+        done.status.code() == Some(3)
+    });
+    bus.kv_put("NODES", "ship1", labelled.payload.clone(), Some(&labelled.seal().unwrap())).await.unwrap();
+    eventually("the node refuses it", || discarded(&world, "ship1")["record_rollback"].as_u64() >= Some(1));
+    assert_eq!(state(&anna.json(&world, 3, &["run", "ship1", "--", "echo", "hello"]), "ship1").0, "rejected");
     // What the operator's desk says is what the edge does.
     let check = |node: &str, words: &[&str], code: i32| {
         let mut arguments =
@@ -242,6 +252,13 @@ async fn a_broker_that_was_made_anew_frees_nobody() {
     let job = anna.json(&world, 3, &["run", "ship1", "--wait", "30s", "--", "touch", witness.to_str().unwrap()]);
     assert_eq!(state(&job, "ship1").0, "rejected", "{job}");
     assert!(!witness.exists());
+    // And the one who holds the root's key has a way back.
+    let file = world.path("policy.toml");
+    let (file, hello) = (file.to_str().unwrap(), || world.json(0, &["call", "ship1", "hello"]));
+    assert_eq!(hello()["nodes"]["ship1"]["data"]["policy"], 2);
+    assert_eq!(world.json(0, &["policy", "apply", file, "--yes", "--above", "2"])["version"], 3);
+    eventually("the node is well", || world.state("ship1") == "online");
+    assert_eq!(hello()["nodes"]["ship1"]["data"]["policy"], 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -119,6 +119,7 @@ impl Method {
                 "uptime_s": execution.identity.started.elapsed().as_secs(),
                 "instance": execution.identity.instance,
                 "boot": execution.identity.boot,
+                "policy": execution.processes.policy_version(),
                 "discarded": execution.processes.counters().discarded(),
                 "repeated": execution.processes.counters().repeated.load(std::sync::atomic::Ordering::Relaxed),
             })),

@@ -48,6 +48,9 @@ enum Verb {
         /// Yes, it shall be so
         #[arg(long)]
         yes: bool,
+        /// Make its version higher than this: nodes that have seen a newer one than this home and the broker name it
+        #[arg(long, value_name = "VERSION", default_value_t = 0)]
+        above: u64,
     },
 }
 
@@ -83,7 +86,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     match args.verb {
         Verb::Show => show(session).await,
         Verb::Check(check) => self::check(session, check).await,
-        Verb::Apply { file, yes } => apply(session, &file, yes).await,
+        Verb::Apply { file, yes, above } => apply(session, &file, yes, above).await,
     }
 }
 
@@ -193,14 +196,14 @@ fn tell(session: &mut Session, decision: &Decision) -> anyhow::Result<()> {
     })
 }
 
-async fn apply(session: &mut Session, file: &Path, yes: bool) -> anyhow::Result<Exit> {
+async fn apply(session: &mut Session, file: &Path, yes: bool, above: u64) -> anyhow::Result<Exit> {
     let rules = read(file)?;
     let fleet = session.connect().await?;
     let before = fleet.policy().await?.map(|signed| signed.policy);
     let base = before.as_ref().map_or(0, |policy| policy.version);
     let old = before.as_ref().map(|policy| render(&policy.rules)).unwrap_or_default();
     let new = render(&rules);
-    if before.as_ref().is_some_and(|policy| policy.rules == rules) {
+    if above <= base && before.as_ref().is_some_and(|policy| policy.rules == rules) {
         if session.out.is_json() {
             session.out.json(&json!({"version": base, "changes": []}))?;
         }
@@ -225,7 +228,7 @@ async fn apply(session: &mut Session, file: &Path, yes: bool) -> anyhow::Result<
     if !yes {
         agree()?;
     }
-    let policy = fleet.apply_policy(&rules, base).await?;
+    let policy = fleet.apply_policy(&rules, base, above).await?;
     if session.out.is_json() {
         let changes: Vec<_> = changes.iter().map(to_json).collect();
         session.out.json(&json!({"version": policy.version, "changes": changes}))?;
