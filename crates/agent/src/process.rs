@@ -386,6 +386,8 @@ impl Processes {
                             return Begun::Over;
                         }
                         admission = Some(admitted);
+                        // Until now, intake may have written an approval: from here on, nobody else writes.
+                        continue;
                     }
                     let next = match &admission {
                         Some(Admission::Never(state, reason)) => {

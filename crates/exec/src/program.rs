@@ -20,8 +20,8 @@ pub struct Program {
     pub env: Vec<(OsString, OsString)>,
     /// Where it runs; `None` is where this process runs.
     pub cwd: Option<PathBuf>,
-    /// The local user to run as: uid, gid and supplementary groups, and `HOME`, `USER`, `LOGNAME` and `SHELL` with them. Somebody else gains no rights again
-    /// by what it starts (`no_new_privs`). Needs root,
+    /// The local user to run as: uid, gid and supplementary groups, and `HOME`, `USER`, `LOGNAME` and `SHELL` with them. Whoever
+    /// is not this process's own user gains no rights again by what it starts (`no_new_privs`). Needs root,
     /// unless it is the user that this process runs as anyway. `None` changes nothing.
     pub user: Option<String>,
     /// What it reads; `None` is `/dev/null`. A program that does not read it all is not disturbed.

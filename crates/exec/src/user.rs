@@ -82,14 +82,15 @@ impl Identity {
     }
 
     /// Whether it is another user than this process's.
-    pub(crate) const fn is_somebody_else(&self) -> bool {
-        self.groups.is_some()
+    pub(crate) fn is_somebody_else(&self) -> bool {
+        self.user.uid != Uid::effective()
     }
 
     /// Makes the child this user, with this working directory, and tells it so in its environment.
     pub(crate) fn apply(self, command: &mut Command, cwd: Option<&Path>) -> Result<(), String> {
+        let somebody_else = self.is_somebody_else();
         let Self { user, groups } = self;
-        if groups.is_some() {
+        if somebody_else {
             // What root was started with is not for others: only what says how to write and where it is.
             command.env_clear();
             command.env("PATH", PATH);
@@ -113,7 +114,9 @@ impl Identity {
             setuid(uid).map_err(|error| Stage::Become.failed(error))?;
             // What was given up does not come back by a program with the set-user-id bit. A kernel that cannot is no reason not
             // to go on: it has never been able to.
-            let _ = set_no_new_privs();
+            if somebody_else {
+                let _ = set_no_new_privs();
+            }
             // As that user, who may see more or less than root does (NFS).
             cwd.as_deref().map_or(Ok(()), chdir).map_err(|error| Stage::Enter.failed(error))
         };
