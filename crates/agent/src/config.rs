@@ -1,8 +1,9 @@
-//! `agent.toml`: what a node reports. Unknown keys are errors that name the nearest known one.
+//! `agent.toml`: what a node reports, and what it lets be done here at most. Unknown keys are errors that name the nearest known one.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use message::policy::Glob;
 use message::{NodeName, Token, units};
 use serde::Deserialize;
 
@@ -38,6 +39,18 @@ pub struct Config {
     /// as long without a word.
     #[serde(default, deserialize_with = "life_sign")]
     pub life_sign: Option<Duration>,
+    /// The only methods that may be called here, as globs, whatever the policy allows.
+    #[serde(default, deserialize_with = "some")]
+    pub allow_methods: Vec<Glob>,
+    /// The only domains, likewise.
+    #[serde(default, deserialize_with = "some")]
+    pub allow_domains: Vec<Glob>,
+    /// The only local user that commands run as here, whatever the policy allows.
+    #[serde(default)]
+    pub run_as: Option<String>,
+    /// No shell lines, no scripts, no shells, whatever the policy allows.
+    #[serde(default)]
+    pub deny_shell: bool,
     /// What it reports.
     #[serde(default)]
     pub event: Vec<EventSource>,
@@ -77,7 +90,28 @@ fn life_sign<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duratio
     }
 }
 
-const KEYS: [&str; 7] = ["name", "life_sign", "event", "method", "domain", "to", "file"];
+/// An empty list may mean all or none: it means nothing.
+fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error> {
+    let globs = Vec::deserialize(from)?;
+    if globs.is_empty() {
+        return Err(serde::de::Error::custom("an empty list: leave it out to narrow nothing"));
+    }
+    Ok(globs)
+}
+
+const KEYS: [&str; 11] = [
+    "name",
+    "life_sign",
+    "allow_methods",
+    "allow_domains",
+    "run_as",
+    "deny_shell",
+    "event",
+    "method",
+    "domain",
+    "to",
+    "file",
+];
 
 impl Config {
     /// Reads a file.
@@ -96,6 +130,9 @@ impl Config {
     /// A sentence that says what is wrong, and where.
     pub fn parse(text: &str) -> Result<Self, String> {
         let config: Self = toml::from_str(text).map_err(|error| explain(&error.to_string()))?;
+        if config.run_as.as_ref().is_some_and(|user| user.is_empty() || user.contains([' ', ':', '/'])) {
+            return Err("run_as has to be the name of a local user".into());
+        }
         for (index, source) in config.event.iter().enumerate() {
             if !source.file.is_absolute() {
                 return Err(format!(
@@ -144,6 +181,19 @@ mod tests {
         let error = Config::parse("[[event]]\nmethd = \"a\"\n").unwrap_err();
         assert!(error.contains("methd") && error.contains("Did you mean `method`?"), "{error}");
         assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn what_a_node_takes_away_is_read_strictly() {
+        let text = "allow_methods = [\"hel*\"]\nallow_domains = [\"operatingsystem\"]\nrun_as = \"steward\"\ndeny_shell = true\n";
+        let config = Config::parse(text).unwrap();
+        assert!(config.allow_methods[0].matches("hello") && config.deny_shell);
+        assert_eq!(config.run_as.as_deref(), Some("steward"));
+        let error = Config::parse("deny_shel = true").unwrap_err();
+        assert!(error.contains("Did you mean `deny_shell`?"), "{error}");
+        // Neither all nor none, and certainly not nothing at all.
+        assert!(Config::parse("allow_methods = []").unwrap_err().contains("empty list"));
+        assert!(Config::parse("run_as = \"\"").is_err());
     }
 
     #[test]

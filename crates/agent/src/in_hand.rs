@@ -207,6 +207,8 @@ mod tests {
             outcome: None,
             body: None,
             reply_id: MessageId::from_bytes([number; 16]),
+            by: None,
+            approvals: vec![],
             reported: 0,
         }
     }

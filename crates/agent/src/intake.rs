@@ -4,6 +4,7 @@
 //! move a head, and only a completed catch-up raises the floor. What a cancel or a newer order of a key does to others
 //! is decided here too (`withdraw`).
 
+mod approve;
 mod withdraw;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +15,9 @@ use std::time::Duration;
 use bus::chain::{Arrival, Chain};
 use bus::{Bus, BusError, LiveOrders, Message, clock, kv, live};
 use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
-use message::method::CANCEL;
-use message::{History, Order, State, Timestamp, Token};
+use message::method::{APPROVE, CANCEL};
+use message::policy::Decision;
+use message::{History, Operator, Order, State, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ use crate::in_hand::Found;
 use crate::judge::{Grounds, Verdict, judge};
 use crate::outbox::Outbox;
 use crate::past::Past;
+use crate::policy::Gate;
 use crate::process::{Processes, Task};
 use crate::run::Identity;
 use crate::trust::Trusted;
@@ -55,6 +58,7 @@ pub(crate) struct Intake {
     pub(crate) journal: Journal,
     pub(crate) identity: Arc<Identity>,
     pub(crate) trusted: Arc<Trusted>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) counters: Arc<Counters>,
@@ -210,8 +214,8 @@ impl Intake {
                 }
                 return true;
             }
-            Verdict::Refuse { order, state, reason } => (order, String::new(), Some((state, reason))),
-            Verdict::Take { order, operator } => (order, operator, None),
+            Verdict::Refuse { order, state, reason } => (order, None, Some((state, reason))),
+            Verdict::Take { order, operator } => (order, Some(operator), None),
         };
         let known = match self.journal.find(&order.id) {
             Ok(found) => found.is_some() || batch.ids.contains(&order.id),
@@ -229,7 +233,7 @@ impl Intake {
             tracing::debug!(order = %order.id, "an order was delivered again; it is not run again");
             return true;
         }
-        match self.decide(&order, &operator, refused, message, batch, cancel).await {
+        match self.decide(&order, operator.as_ref().zip(Some(now)), refused, message, batch, cancel).await {
             Ok(true) => {}
             Ok(false) => return false,
             Err(error) => {
@@ -256,7 +260,7 @@ impl Intake {
     async fn decide(
         &mut self,
         order: &Order,
-        operator: &str,
+        signed: Option<(&Operator, Timestamp)>,
         refused: Option<(State, String)>,
         message: &Message,
         batch: &mut Batch,
@@ -264,12 +268,29 @@ impl Intake {
     ) -> Result<bool, JournalError> {
         let refused = match refused {
             Some(refused) => Some(refused),
-            None => self.foregone(order, message.sequence, batch)?,
+            None => self.foregone(order, signed.map(|(operator, _)| &operator.key), message.sequence, batch)?,
         };
-        if refused.is_none() && order.method.as_str() == CANCEL {
-            self.cancel(order, operator, message, batch).await?;
+        let decision = signed.map(|(operator, now)| self.gate.decide(order, Some(&operator.key), now));
+        if refused.is_none()
+            && order.method.as_str() == CANCEL
+            && let (Some((operator, _)), Some(decision)) = (signed, &decision)
+        {
+            self.cancel(order, operator, decision, message, batch).await?;
             return Ok(true);
         }
+        if refused.is_none()
+            && order.method.as_str() == APPROVE
+            && let Some((operator, now)) = signed
+        {
+            self.approve(order, operator, now, message, batch)?;
+            return Ok(true);
+        }
+        let (denied, held) = match decision {
+            Some(Decision::Denied { reason, .. }) => (Some((State::Rejected, reason)), None),
+            Some(Decision::NeedsApprovals { rule, approvals, .. }) => (None, Some(held_by(&rule, approvals))),
+            _ => (None, None),
+        };
+        let refused = refused.or(denied);
         let refused =
             refused.or_else(|| self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason)));
         let mut idle = false;
@@ -308,7 +329,9 @@ impl Intake {
             return Err(error);
         }
         // While a catch-up goes on, nothing begins at once: what it brings next may take it back.
-        let entry = entry(order, message, refused, idle && self.held.is_none());
+        let mut entry = entry(order, message, refused, idle && held.is_none() && self.held.is_none());
+        entry.by = signed.map(|(operator, _)| operator.key.clone());
+        entry.reason = entry.reason.or(held);
         batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone() });
         Ok(true)
     }
@@ -350,6 +373,10 @@ impl Intake {
         }
         for entry in &batch.withdrawn {
             self.outbox.report(entry).await;
+        }
+        for entry in &batch.approved {
+            self.processes.in_hand().withdrawn(&entry.id, false);
+            self.processes.unpark(&entry.id);
         }
         for Decided { entry, place, runs, .. } in batch.decided {
             self.outbox.report(&entry).await;
@@ -418,6 +445,7 @@ impl Intake {
         if !greeted {
             self.check_epoch().await?;
             self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+            self.gate.refresh(&self.bus).await.map_err(|error| error.to_string())?;
         }
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
@@ -600,6 +628,8 @@ struct Batch {
     ids: BTreeSet<message::OrderId>,
     /// Orders that waited and never will begin, as they are to be journaled.
     withdrawn: Vec<Entry>,
+    /// Orders that wait and have one approval more, as they are to be journaled. Kept from beginning until they are.
+    approved: Vec<Entry>,
     tombstones: Vec<Tombstone>,
     newest: BTreeMap<Token, Newest>,
     endings: Vec<Ending>,
@@ -610,7 +640,8 @@ struct Batch {
 impl Batch {
     /// What becomes of other orders.
     fn add_to(&self, writes: &mut Vec<Write>) {
-        writes.extend(self.withdrawn.iter().map(|entry| Write::Entry(Box::new(entry.clone()))));
+        let changed = self.withdrawn.iter().chain(&self.approved);
+        writes.extend(changed.map(|entry| Write::Entry(Box::new(entry.clone()))));
         writes.extend(self.tombstones.iter().cloned().map(Write::Tombstone));
         writes.extend(self.newest.values().cloned().map(Write::Newest));
     }
@@ -638,8 +669,15 @@ fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, beg
         outcome: None,
         body: runs.then(|| String::from_utf8_lossy(&message.payload).into_owned()),
         reply_id: clock::message_id(),
+        by: None,
+        approvals: vec![],
         reported: 0,
     }
+}
+
+/// What an order waits for that one operator alone may not have run.
+fn held_by(rule: &str, approvals: u32) -> String {
+    format!("the policy's rule {rule:?} asks for {approvals} operators: it waits for `steward job approve`")
 }
 
 /// A history in which all of this happens now.

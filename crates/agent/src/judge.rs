@@ -4,7 +4,7 @@
 //! signature holds, and only what a trusted operator signed is answered: an answer to anybody else could be
 //! aimed, or could contradict the fate of a genuine order whose id was copied.
 
-use message::{Addressee, Order, Seal, SignatureError, State, Timestamp, Trust, order::OrderError};
+use message::{Addressee, Operator, Order, Seal, SignatureError, State, Timestamp, Trust, order::OrderError};
 
 /// Why a message is discarded without an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,7 +56,7 @@ pub enum Verdict {
         /// The order.
         order: Box<Order>,
         /// The operator who signed it.
-        operator: String,
+        operator: Operator,
     },
 }
 
@@ -88,7 +88,7 @@ fn verified(
     payload: &[u8],
     seal: Result<Seal, SignatureError>,
     grounds: Grounds<'_>,
-) -> Result<(Order, String), Discard> {
+) -> Result<(Order, Operator), Discard> {
     let seal = seal?;
     if payload.len() > message::order::ORDER_BYTES_MAX {
         return Err(OrderError::TooLarge { bytes: payload.len() }.into());
@@ -100,14 +100,12 @@ fn verified(
     seal.verify(payload)?;
     let order = Order::parse(payload)?;
     order.check_addressee(subject, grounds.me)?;
-    Ok((order, operator.name.clone()))
+    Ok((order, operator.clone()))
 }
 
 #[cfg(test)]
 mod tests {
-    use message::{
-        JobId, NodeName, Operator, OrderId, PublicKey, Token, WIRE_VERSION, subject::Kind, trust::TrustKind,
-    };
+    use message::{JobId, NodeName, OrderId, PublicKey, Token, WIRE_VERSION, subject::Kind, trust::TrustKind};
     use nkeys::{KeyPair, KeyPairType};
     use proptest::prelude::*;
 
@@ -122,8 +120,15 @@ mod tests {
     }
 
     fn trust() -> Trust {
-        let admin = Operator { name: "admin".into(), key: PublicKey::of(&pair(1)) };
-        Trust { v: 1, kind: TrustKind::Trust, serial: 1, issued: Timestamp::from_ms(0), operators: vec![admin] }
+        let admin = Operator::admin("admin", PublicKey::of(&pair(1)));
+        Trust {
+            v: 1,
+            kind: TrustKind::Trust,
+            serial: 1,
+            issued: Timestamp::from_ms(0),
+            operators: vec![admin],
+            policy_keys: vec![],
+        }
     }
 
     fn order() -> Order {
@@ -162,7 +167,7 @@ mod tests {
     fn an_operators_order_is_taken() {
         let bytes = order().to_bytes().unwrap();
         let verdict = judged(SUBJECT, &bytes, Seal::over(&bytes, &pair(1)).map_err(|_| SignatureError::Missing), 1_500);
-        assert_eq!(verdict, Verdict::Take { order: Box::new(order()), operator: "admin".into() });
+        assert_eq!(verdict, Verdict::Take { order: Box::new(order()), operator: trust().operators.remove(0) });
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod method;
 mod options;
 mod outbox;
 mod past;
+mod policy;
 mod presence;
 mod process;
 mod report;

@@ -30,6 +30,8 @@ pub struct Options {
     pub root: PublicKey,
     /// The list of operators as it was at enrolment, sealed by the root.
     pub trust: SealedDocument,
+    /// The policy as it was at enrolment, if there was one.
+    pub policy: Option<SealedDocument>,
     /// Where the journal lies, and `methods.d`.
     pub state_dir: PathBuf,
     /// `agent.toml`; `<state_dir>/agent.toml` is read when it is there and no other is named.

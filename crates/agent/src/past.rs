@@ -201,6 +201,8 @@ fn recalled(order: &Order, sequence: u64, answer: Option<Reply>, heard_floor: u6
         outcome,
         body: None,
         reply_id: clock::message_id(),
+        by: None,
+        approvals: vec![],
         reported: told,
     })
 }

@@ -43,6 +43,8 @@ pub(crate) struct Presence {
     pub(crate) places: Arc<Semaphore>,
     pub(crate) journal: Journal,
     pub(crate) outbox: Arc<Outbox>,
+    /// What is wrong with the policy that the bus offers.
+    pub(crate) policy: watch::Receiver<Option<String>>,
     pub(crate) floor: Arc<AtomicU64>,
     pub(crate) interval: Duration,
     /// The seat of the journal.
@@ -153,7 +155,8 @@ impl Presence {
     /// What is wrong, if anything is; the gravest first.
     fn complaint(&self) -> Option<String> {
         let cloned = self.cloned.reason();
-        cloned.or_else(|| self.degraded.borrow().clone()).or_else(|| disk::shortage(&self.dir))
+        let degraded = || self.degraded.borrow().clone();
+        cloned.or_else(degraded).or_else(|| self.policy.borrow().clone()).or_else(|| disk::shortage(&self.dir))
     }
 
     /// What is full just now.
@@ -197,6 +200,11 @@ impl Presence {
                     ups = now.ups;
                 }
                 changed = self.degraded.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                changed = self.policy.changed() => {
                     if changed.is_err() {
                         return;
                     }

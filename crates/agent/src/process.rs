@@ -3,7 +3,7 @@
 //! A handler that panics or does not end takes down nobody else: its order fails, the process goes on with the
 //! next one and counts a restart.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,8 @@ use std::time::Duration;
 use bus::clock;
 use journal::{Entry, Journal, Write};
 use message::method::{Cancelled, ProcessStatus};
-use message::{JobId, Order, OrderId, Outcome, State, Subject, Token};
+use message::policy::Decision;
+use message::{JobId, Order, OrderId, Outcome, PublicKey, State, Subject, Timestamp, Token};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +24,7 @@ use crate::in_hand::InHand;
 use crate::method::{self, Ended, Execution, Method, keeper_id};
 use crate::options::AtStop;
 use crate::outbox::Outbox;
+use crate::policy::Gate;
 use crate::run::Identity;
 
 /// The most subjects that one node handles.
@@ -31,6 +33,9 @@ const PROCESSES_MAX: usize = 1024;
 const HANGING_AFTER: Duration = Duration::from_secs(30);
 /// Between two tries to journal an outcome.
 const JOURNAL_RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at what waits for approvals, at least and at most.
+const PARKED_PAUSE: Duration = Duration::from_millis(100);
+const PARKED_LOOK: Duration = Duration::from_secs(60);
 
 /// One order for a process.
 pub(crate) struct Task {
@@ -50,6 +55,31 @@ struct Process {
     pending: AtomicUsize,
 }
 
+/// Whether a waiting order may begin.
+enum Admission {
+    Now,
+    /// When more operators have signed it.
+    Later,
+    /// Never: how it ends, and why.
+    Never(State, String),
+}
+
+/// What became of an order whose turn it was.
+enum Begun {
+    Runs(Box<Entry>),
+    /// It waits for approvals.
+    Parked(Box<Entry>),
+    Over,
+}
+
+/// An order that waits for approvals: not in its process's queue, so that nothing waits behind it.
+struct Parked {
+    method: Token,
+    domain: Token,
+    expires: Timestamp,
+    task: Task,
+}
+
 /// All processes of an agent.
 pub(crate) struct Processes {
     journal: Journal,
@@ -59,6 +89,10 @@ pub(crate) struct Processes {
     methods_dir: PathBuf,
     keeper: keeper::Client,
     at_stop: AtStop,
+    gate: Arc<Gate>,
+    parked: Mutex<HashMap<OrderId, Parked>>,
+    /// Something was parked.
+    parking: Notify,
     table: Mutex<BTreeMap<(Token, Token), Arc<Process>>>,
     /// Event sources, which are processes too.
     sources: Mutex<Vec<Arc<Mutex<ProcessStatus>>>>,
@@ -89,7 +123,7 @@ impl Processes {
         identity: Arc<Identity>,
         counters: Arc<Counters>,
         methods_dir: PathBuf,
-        (keeper, at_stop): (keeper::Client, AtStop),
+        (gate, keeper, at_stop): (Arc<Gate>, keeper::Client, AtStop),
         (degraded, cloned, doubt): (watch::Sender<Option<String>>, Halt, Halt),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
@@ -101,6 +135,9 @@ impl Processes {
             methods_dir,
             keeper,
             at_stop,
+            gate,
+            parked: Mutex::default(),
+            parking: Notify::new(),
             table: Mutex::default(),
             sources: Mutex::default(),
             degraded,
@@ -117,6 +154,11 @@ impl Processes {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The version of the policy in force; 0 for none.
+    pub(crate) fn policy_version(&self) -> u64 {
+        *self.gate.version().borrow()
     }
 
     /// The orders that wait or run.
@@ -200,7 +242,7 @@ impl Processes {
             let mut queue = lock(&process.queue);
             queue.iter().position(|task| task.id == *id).and_then(|at| queue.remove(at))
         };
-        let taken = task.is_some();
+        let taken = task.is_some() || lock(&self.parked).remove(id).is_some();
         if taken {
             Counters::remove(&self.counters.waiting);
             process.pending.fetch_sub(1, Ordering::AcqRel);
@@ -293,18 +335,25 @@ impl Processes {
             if self.stop.is_cancelled() {
                 return;
             }
-            let Some(task) = lock(&process.queue).pop_front() else {
+            let Some(mut task) = lock(&process.queue).pop_front() else {
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => return,
                     () = process.wake.notified() => continue,
                 }
             };
-            let entry = match task.begun {
+            let entry = match task.begun.take() {
                 Some(entry) => Some(*entry),
                 None => {
                     Counters::remove(&self.counters.waiting);
-                    self.begin(&task.id).await
+                    match self.begin(&task.id).await {
+                        Begun::Runs(entry) => Some(*entry),
+                        Begun::Over => None,
+                        Begun::Parked(entry) => {
+                            self.park(&entry, task);
+                            continue;
+                        }
+                    }
                 }
             };
             if let Some(entry) = entry {
@@ -316,8 +365,8 @@ impl Processes {
         }
     }
 
-    /// Journals that a waiting order runs now.
-    async fn begin(&self, id: &OrderId) -> Option<Entry> {
+    /// Journals that a waiting order runs now, unless the policy says by now that it may not, or not yet.
+    async fn begin(&self, id: &OrderId) -> Begun {
         let (mut cloned, mut doubt) = (self.cloned.clone(), self.doubt.clone());
         let certain = async {
             while cloned.is_on() || doubt.is_on() {
@@ -327,31 +376,139 @@ impl Processes {
         };
         tokio::select! {
             biased;
-            () = self.stop.cancelled() => return None,
+            () = self.stop.cancelled() => return Begun::Over,
             () = certain => {}
         }
-        // Cancelled or superseded while it waited.
-        if !self.in_hand.begin(id).await {
-            return None;
-        }
+        let mut admission = None;
         loop {
             let begun = match self.journal.find(id) {
-                Ok(Some(entry)) if entry.history.state() != State::Delivered => return None,
-                Ok(None) => return None,
-                Ok(Some(mut entry)) => match entry.history.push(State::Running, clock::now()) {
-                    Err(_) => return None,
-                    Ok(()) => self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await.map(|()| entry),
-                },
+                Ok(Some(entry)) if entry.history.state() != State::Delivered => return Begun::Over,
+                Ok(None) => return Begun::Over,
+                Ok(Some(mut entry)) => {
+                    if admission.is_none() {
+                        let admitted = self.admission(&entry);
+                        if matches!(admitted, Admission::Later) {
+                            return Begun::Parked(Box::new(entry));
+                        }
+                        // Cancelled or superseded while it waited.
+                        if !self.in_hand.begin(id).await {
+                            return Begun::Over;
+                        }
+                        admission = Some(admitted);
+                        // Until now, intake may have written an approval: from here on, nobody else writes.
+                        continue;
+                    }
+                    let next = match &admission {
+                        Some(Admission::Never(state, reason)) => {
+                            entry.reason = Some(reason.clone());
+                            entry.body = None;
+                            *state
+                        }
+                        _ => {
+                            entry.reason = None;
+                            State::Running
+                        }
+                    };
+                    match entry.history.push(next, clock::now()) {
+                        Err(_) => return Begun::Over,
+                        Ok(()) => {
+                            self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await.map(|()| entry)
+                        }
+                    }
+                }
                 Err(error) => Err(error),
             };
             match begun {
                 Ok(entry) => {
                     self.recover();
                     self.outbox.report(&entry).await;
-                    return Some(entry);
+                    let runs = entry.history.state() == State::Running;
+                    return if runs { Begun::Runs(Box::new(entry)) } else { Begun::Over };
                 }
-                Err(error) => self.complain(&error).await?,
+                Err(error) => {
+                    if self.complain(&error).await.is_none() {
+                        return Begun::Over;
+                    }
+                }
             }
+        }
+    }
+
+    /// What the policy in force says about an order that waits: it may have changed since the order was taken.
+    fn admission(&self, entry: &Entry) -> Admission {
+        // What cannot be read is told where it is executed.
+        let Some(order) = entry.body.as_ref().and_then(|body| Order::parse(body.as_bytes()).ok()) else {
+            return Admission::Now;
+        };
+        let now = self.now(&order);
+        match self.gate.decide(&order, entry.by.as_ref(), now) {
+            Decision::Allowed { .. } => Admission::Now,
+            Decision::Denied { reason, .. } => Admission::Never(State::Rejected, reason),
+            Decision::NeedsApprovals { approvals, .. } => {
+                if self.gate.signers(&order, entry, now) >= approvals as usize {
+                    Admission::Now
+                } else if order.expires <= now {
+                    Admission::Never(
+                        State::Expired,
+                        format!("it expired at {}, before enough operators had approved it", order.expires),
+                    )
+                } else {
+                    Admission::Later
+                }
+            }
+        }
+    }
+
+    /// The fleet's time, as far as it is known.
+    fn now(&self, order: &Order) -> Timestamp {
+        self.identity.time.now().unwrap_or_default().max(order.created)
+    }
+
+    /// Lays an order aside until more operators have approved it, the policy changes, or it expires.
+    fn park(&self, entry: &Entry, task: Task) {
+        Counters::add(&self.counters.waiting);
+        let id = task.id;
+        let (method, domain, expires) = (entry.method.clone(), entry.domain.clone(), entry.expires);
+        lock(&self.parked).insert(id, Parked { method, domain, expires, task });
+        self.parking.notify_one();
+        // What came between the decision and this moment found nothing to wake.
+        if let Ok(Some(entry)) = self.journal.find(&id)
+            && (entry.history.state() != State::Delivered || !matches!(self.admission(&entry), Admission::Later))
+        {
+            self.unpark(&id);
+        }
+    }
+
+    /// Puts an order that was laid aside back into its process's queue, where it is decided about again.
+    pub(crate) fn unpark(&self, id: &OrderId) {
+        let parked = lock(&self.parked).remove(id);
+        if let Some(Parked { method, domain, task, .. }) = parked {
+            Counters::remove(&self.counters.waiting);
+            self.dispatch(&method, &domain, task);
+        }
+    }
+
+    /// Wakes what is laid aside when the policy changes, and what expires.
+    pub(crate) async fn watch_parked(&self, stop: CancellationToken) {
+        let mut version = self.gate.version();
+        loop {
+            let now = self.identity.time.now().unwrap_or_default();
+            let next = lock(&self.parked).values().map(|parked| parked.expires).min();
+            // The fleet's clock may be read anew meanwhile: look again at least every minute.
+            let wait = next.map_or(PARKED_LOOK, |next| next.since(now).clamp(PARKED_PAUSE, PARKED_LOOK));
+            let changed = tokio::select! {
+                () = stop.cancelled() => return,
+                changed = version.changed() => changed.is_ok(),
+                () = self.parking.notified() => continue,
+                () = tokio::time::sleep(wait) => false,
+            };
+            let now = self.identity.time.now().unwrap_or_default();
+            let due: Vec<OrderId> = lock(&self.parked)
+                .iter()
+                .filter(|(_, parked)| changed || parked.expires <= now)
+                .map(|(id, _)| *id)
+                .collect();
+            due.iter().for_each(|id| self.unpark(id));
         }
     }
 
@@ -377,7 +534,7 @@ impl Processes {
         let body = entry.body.take().unwrap_or_default();
         let (ended, broke_down) = match Order::parse(body.as_bytes()) {
             Err(error) => (Ended::failed(error.to_string()), false),
-            Ok(order) => match self.execute(order, body, output.clone()).await {
+            Ok(order) => match self.execute(order, entry.by.as_ref(), body, output.clone()).await {
                 (Some(ended), broke_down) => (ended, broke_down),
                 // To the journal it is running still, and that is true.
                 (None, _) => {
@@ -440,6 +597,7 @@ impl Processes {
     async fn execute(
         self: &Arc<Self>,
         order: Order,
+        by: Option<&PublicKey>,
         body: String,
         output: crate::outbox::Output,
     ) -> (Option<Ended>, bool) {
@@ -450,6 +608,12 @@ impl Processes {
             Err(_) if adopted => None,
             Err(reason) => return (Some(Ended::failed(reason)), false),
         };
+        // What runs already does so as whoever it was begun as.
+        let user = match self.gate.decide(&order, by, self.now(&order)) {
+            _ if adopted => None,
+            Decision::Denied { reason, .. } => return (Some(Ended::failed(reason)), false),
+            decision => decision.user().map(ToOwned::to_owned),
+        };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
         let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));
         let mut output = output;
@@ -458,6 +622,7 @@ impl Processes {
             let execution = Execution {
                 order: &order,
                 body: &body,
+                user,
                 output: &mut output,
                 cancel,
                 identity: &identity,

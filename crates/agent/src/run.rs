@@ -23,6 +23,7 @@ use crate::method::keeper_id;
 use crate::options::{AgentError, AtStop, Options};
 use crate::outbox::Outbox;
 use crate::past::Past;
+use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
 use crate::source::{self, FileSource};
@@ -76,6 +77,17 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let Some((journal, opened)) = open else { return Ok(()) };
     let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
+    let trusted = Arc::new(trusted);
+    let counters = Arc::new(Counters::default());
+    let gate = Gate::open(
+        (options.root.clone(), me.clone()),
+        &options.state_dir,
+        options.policy.as_ref(),
+        Arc::clone(&trusted),
+        Arc::clone(&counters),
+        Narrowing::of(&config),
+    );
+    let gate = Arc::new(gate.map_err(enrolment)?);
     let keeper = keeper_of(&options)?;
     // A keeper may be stopped, or its machine too busy: what it holds must be known before anything is judged.
     let passes = |error: &AgentError| matches!(error, AgentError::Keeper(_) | AgentError::Journal(JournalError::Full));
@@ -92,6 +104,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let ground = Ground {
         identity,
         trusted,
+        gate,
+        counters,
         journal,
         opened,
         left,
@@ -108,7 +122,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
 /// What an agent stands on: all that it finds when it starts.
 pub(crate) struct Ground {
     pub(crate) identity: Arc<Identity>,
-    pub(crate) trusted: Trusted,
+    pub(crate) trusted: Arc<Trusted>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) journal: Journal,
     pub(crate) opened: Opened,
     pub(crate) left: Left,
@@ -127,10 +143,23 @@ pub(crate) async fn live(
     connect: impl Future<Output = Result<Bus, AgentError>>,
     cancel: CancellationToken,
 ) -> Result<(), AgentError> {
-    let Ground { identity, trusted, journal, opened, left, keeper, at_stop, seat, state_dir, interval, events } = ground;
+    let Ground {
+        identity,
+        trusted,
+        gate,
+        counters,
+        journal,
+        opened,
+        left,
+        keeper,
+        at_stop,
+        seat,
+        state_dir,
+        interval,
+        events,
+    } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
-    let counters = Arc::new(Counters::default());
     let outbox = Outbox::new(bus.clone(), journal.clone(), Arc::clone(&identity), Arc::clone(&counters));
     let (degraded, degraded_seen) = watch::channel(None);
     let cloned = Teller::default();
@@ -142,7 +171,7 @@ pub(crate) async fn live(
         Arc::clone(&identity),
         Arc::clone(&counters),
         state_dir.join("methods.d"),
-        (keeper, at_stop),
+        (Arc::clone(&gate), keeper, at_stop),
         (degraded.clone(), cloned_seen.clone(), doubt.hear()),
     );
     tracing::info!(
@@ -165,6 +194,7 @@ pub(crate) async fn live(
         places: Arc::clone(&places),
         journal: journal.clone(),
         outbox: Arc::clone(&outbox),
+        policy: gate.complaint(),
         floor: Arc::clone(&floor),
         interval,
         seat,
@@ -224,7 +254,8 @@ pub(crate) async fn live(
         bus: bus.clone(),
         journal: journal.clone(),
         identity: Arc::clone(&identity),
-        trusted: Arc::new(trusted),
+        trusted,
+        gate: Arc::clone(&gate),
         outbox: Arc::clone(&outbox),
         processes: Arc::clone(&processes),
         counters: Arc::clone(&counters),
@@ -245,6 +276,17 @@ pub(crate) async fn live(
     {
         let stop = stop.clone();
         tasks.spawn(async move { ("intake", intake.run(stop).await.map_err(AgentError::Bus)) });
+    }
+    {
+        let (gate, bus, stop) = (Arc::clone(&gate), bus.clone(), stop.clone());
+        tasks.spawn(async move { ("policy", gate.watch(&bus, stop).await.map_err(AgentError::Bus)) });
+    }
+    {
+        let (processes, stop) = (Arc::clone(&processes), stop.clone());
+        tasks.spawn(async move {
+            processes.watch_parked(stop).await;
+            ("approvals", Ok(()))
+        });
     }
     {
         let (stop, presence) = (stop.clone(), Arc::clone(&presence));

@@ -16,7 +16,7 @@ pub const NODES: &str = "NODES";
 pub const PRESENCE: &str = "PRESENCE";
 /// What was ordered; written by operators.
 pub const JOBS: &str = "JOBS";
-/// Who may order; written by whoever holds the root key.
+/// Who may order, and what; signed by the root or its delegate.
 pub const POLICY: &str = "POLICY";
 /// The stream epoch and the like; written at set-up.
 pub const META: &str = "META";

@@ -68,6 +68,7 @@ async fn furnish(home: &Home, keys: &FleetKeys, broker: &Broker, clustered: bool
     provision(keys, broker, clustered).await?;
     let fleet = Fleet::connect(&context).await?;
     fleet.publish_trust().await.context("the list of operators cannot be handed to the broker")?;
+    fleet.publish_policy().await.context("the policy cannot be handed to the broker")?;
     Ok(fleet)
 }
 

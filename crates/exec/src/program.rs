@@ -15,11 +15,13 @@ pub struct Program {
     /// The program and its arguments. A name without `/` is looked up in the `PATH` that the child gets; a relative path with `/`
     /// counts from `cwd`. No shell is involved.
     pub argv: Vec<OsString>,
-    /// Added to the environment that is inherited from this process; these win, also over what `user` sets.
+    /// Added to the environment that is inherited from this process; these win, also over what `user` sets. Where `user` makes it
+    /// somebody else, nothing but the language and the time zone is inherited.
     pub env: Vec<(OsString, OsString)>,
     /// Where it runs; `None` is where this process runs.
     pub cwd: Option<PathBuf>,
-    /// The local user to run as: uid, gid and supplementary groups, and `HOME`, `USER`, `LOGNAME` and `SHELL` with them. Needs root,
+    /// The local user to run as: uid, gid and supplementary groups, and `HOME`, `USER`, `LOGNAME` and `SHELL` with them. Whoever
+    /// is not this process's own user gains no rights again by what it starts (`no_new_privs`). Needs root,
     /// unless it is the user that this process runs as anyway. `None` changes nothing.
     pub user: Option<String>,
     /// What it reads; `None` is `/dev/null`. A program that does not read it all is not disturbed.

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::program::Program;
-use crate::user::Stage;
+use crate::user::{PATH, Stage};
 
 /// Where a program is looked for if there is no `PATH` at all, as `execvp` does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -44,11 +44,11 @@ pub(crate) fn check(program: &Program) -> Result<&OsStr, String> {
 }
 
 /// Finds what to execute: always a path with `/` in it, relative ones counting from the child's working directory.
-pub(crate) fn find(program: &Program, name: &OsStr) -> Result<PathBuf, String> {
+pub(crate) fn find(program: &Program, name: &OsStr, somebody_else: bool) -> Result<PathBuf, String> {
     if name.as_bytes().contains(&b'/') {
         return Ok(name.into());
     }
-    let path = search_path(program);
+    let path = search_path(program, somebody_else);
     let mut unusable = None;
     for folder in std::env::split_paths(&path) {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
@@ -214,8 +214,11 @@ fn from_cwd(program: &Program, path: &Path) -> PathBuf {
 }
 
 /// The `PATH` that the child gets.
-fn search_path(program: &Program) -> OsString {
+fn search_path(program: &Program, somebody_else: bool) -> OsString {
     let given = program.env.iter().rev().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    if somebody_else && given.is_none() {
+        return PATH.into();
+    }
     given.or_else(|| std::env::var_os("PATH")).unwrap_or_else(|| DEFAULT_PATH.into())
 }
 

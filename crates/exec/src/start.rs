@@ -55,7 +55,8 @@ pub(crate) async fn start(program: &Program) -> Result<Started, String> {
         }
         None => None,
     };
-    let path = refusal::find(program, name)?;
+    let somebody_else = identity.as_ref().is_some_and(Identity::is_somebody_else);
+    let path = refusal::find(program, name, somebody_else)?;
     let mark = fresh_mark();
 
     let mut command = Command::new(&path);

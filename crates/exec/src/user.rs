@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::prctl::set_no_new_privs;
 use nix::unistd::{Gid, Uid, User, chdir, getgrouplist, setgid, setgroups, setuid};
 
 /// What failed in the child: goes home in the upper half of the error number, for that is all that a child can send.
@@ -38,6 +39,11 @@ impl Stage {
         (stage, io::Error::from_raw_os_error(number & 0xffff))
     }
 }
+
+/// Where the programs of somebody else than this process are looked for.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What of our environment such a program gets to see.
+const KEPT: [&str; 3] = ["LANG", "LC_ALL", "TZ"];
 
 /// A local user, looked up.
 #[derive(Debug)]
@@ -75,9 +81,22 @@ impl Identity {
         Ok(Self { user, groups: Some(groups) })
     }
 
+    /// Whether it is another user than this process's.
+    pub(crate) fn is_somebody_else(&self) -> bool {
+        self.user.uid != Uid::effective()
+    }
+
     /// Makes the child this user, with this working directory, and tells it so in its environment.
     pub(crate) fn apply(self, command: &mut Command, cwd: Option<&Path>) -> Result<(), String> {
+        let somebody_else = self.is_somebody_else();
         let Self { user, groups } = self;
+        if somebody_else {
+            // What root was started with is not for others: only what says how to write and where it is.
+            command.env_clear();
+            command.env("PATH", PATH);
+            let told = KEPT.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+            command.envs(told);
+        }
         command.env("HOME", &user.dir);
         command.env("SHELL", &user.shell);
         command.env("USER", &user.name);
@@ -93,6 +112,11 @@ impl Identity {
             setgroups(&groups).map_err(|error| Stage::Become.failed(error))?;
             setgid(gid).map_err(|error| Stage::Become.failed(error))?;
             setuid(uid).map_err(|error| Stage::Become.failed(error))?;
+            // What was given up does not come back by a program with the set-user-id bit. A kernel that cannot is no reason not
+            // to go on: it has never been able to.
+            if somebody_else {
+                let _ = set_no_new_privs();
+            }
             // As that user, who may see more or less than root does (NFS).
             cwd.as_deref().map_or(Ok(()), chdir).map_err(|error| Stage::Enter.failed(error))
         };

@@ -61,6 +61,11 @@ impl Home {
         self.0.join("station")
     }
 
+    /// The policy, sealed by the root or its delegate: `policy.json`.
+    pub fn policy_file(&self) -> PathBuf {
+        self.0.join("policy.json")
+    }
+
     /// The list of operators, sealed by the root: `trust.json`.
     pub fn trust_file(&self) -> PathBuf {
         self.0.join("trust.json")

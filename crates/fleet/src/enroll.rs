@@ -5,8 +5,9 @@ use std::path::Path;
 use bus::claims::{self, Creds};
 use bus::clock;
 use bus::keys::FleetKeys;
+use message::policy::Rules;
 use message::trust::TrustKind;
-use message::{NodeName, Operator, PublicKey, SealedDocument, Timestamp, Trust, WIRE_VERSION};
+use message::{NodeName, Operator, Policy, PublicKey, SealedDocument, Timestamp, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +15,7 @@ use crate::connection::Fleet;
 use crate::context::{Context, DEFAULT_CONTEXT, Home};
 use crate::error::FleetError;
 use crate::files::{self, Access};
+use crate::policy;
 
 /// The first operator of a fleet.
 pub const FIRST_OPERATOR: &str = "admin";
@@ -40,6 +42,9 @@ pub struct Bundle {
     pub root: PublicKey,
     /// Who may order, sealed by the root.
     pub trust: SealedDocument,
+    /// What may be done, sealed by the root or its delegate: the policy of that moment, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub policy: Option<SealedDocument>,
     /// In whose name orders may come.
     pub from: Vec<NodeName>,
 }
@@ -120,6 +125,7 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
         let before = bundle.clone();
         bundle.server.clone_from(&fleet.context().server);
         bundle.trust = fleet.sealed_trust().await?;
+        bundle.policy = fleet.policy().await?.map(|policy| policy.sealed).or(bundle.policy);
         if bundle != before {
             bundle.save(&path)?;
         }
@@ -147,6 +153,7 @@ async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<
         creds: creds.render(),
         root: fleet.context().root.clone(),
         trust: fleet.sealed_trust().await?,
+        policy: fleet.policy().await?.map(|policy| policy.sealed),
         from: vec![fleet.context().node.clone()],
     })
 }
@@ -168,7 +175,8 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
     creds_at(&home.station_creds(), |key| Ok(keys.station_user(STATION, key)?))?;
     let root = PublicKey::parse(claims::read::<claims::Operator>(keys.operator_jwt())?.sub)
         .map_err(|error| FleetError::signing(&error))?;
-    trust_at(home, &root, &Operator { name: FIRST_OPERATOR.into(), key: admin })?;
+    trust_at(home, &root, &Operator::admin(FIRST_OPERATOR, admin))?;
+    policy_at(home, &root)?;
     let context = Context {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),
@@ -219,6 +227,16 @@ fn trust_at(home: &Home, root: &PublicKey, first: &Operator) -> Result<(), Fleet
     files::write(&path, &format!("{text}\n"), Access::Plain)
 }
 
+/// Makes the first policy, in which admins may everything, unless there is one.
+fn policy_at(home: &Home, root: &PublicKey) -> Result<(), FleetError> {
+    let path = home.policy_file();
+    if files::read(&path)?.is_some() {
+        return Ok(());
+    }
+    let first = Policy::new(1, root.clone(), clock::now(), Rules::first());
+    policy::save(home, &policy::seal(&first, &root_key(home)?)?)
+}
+
 /// Signs a list of operators with the root's key, which must be in the home for it.
 fn seal_trust(
     home: &Home,
@@ -226,15 +244,20 @@ fn seal_trust(
     issued: Timestamp,
     operators: Vec<Operator>,
 ) -> Result<SealedDocument, FleetError> {
+    let root = root_key(home)?;
+    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators, policy_keys: vec![] };
+    let document = serde_json::to_string(&trust).map_err(|error| FleetError::signing(&error))?;
+    SealedDocument::new(document, &root).map_err(|error| FleetError::signing(&error))
+}
+
+/// The root's key, which may be kept elsewhere.
+pub(crate) fn root_key(home: &Home) -> Result<KeyPair, FleetError> {
     let path = home.keys_dir().join(ROOT_FILE);
     let wrong = |reason: &str| FleetError::File { path: path.clone(), reason: reason.to_owned() };
     let seed = files::read(&path)?.ok_or_else(|| {
         wrong("the root's key is not here; bring it back from where it is kept to change who may order")
     })?;
-    let root = KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed"))?;
-    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators };
-    let document = serde_json::to_string(&trust).map_err(|error| FleetError::signing(&error))?;
-    SealedDocument::new(document, &root).map_err(|error| FleetError::signing(&error))
+    KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed"))
 }
 
 #[cfg(test)]
@@ -293,6 +316,7 @@ mod tests {
             creds: keys.node_user("ship1", &KeyPair::new_user()).unwrap().render(),
             root: context.root.clone(),
             trust: crate::connection::sealed_trust(&context).unwrap().0,
+            policy: None,
             from: vec![context.node],
         };
         let path = dir.path().join("ship1.bundle");

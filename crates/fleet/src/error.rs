@@ -72,6 +72,12 @@ pub enum FleetError {
         /// What was tried, and what to do.
         reason: String,
     },
+    /// The policy at the broker is not to be believed.
+    #[error("the policy at the broker is not believed: {reason}; `steward policy apply` puts another one in its place")]
+    Policy {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// This identity may not sign orders or registrations.
     #[error(
         "the key {key} may not order in this fleet: its list of operators does not name it. \

@@ -12,6 +12,7 @@ pub mod events;
 pub mod job;
 pub mod nodes;
 pub mod order;
+pub mod policy;
 
 mod connection;
 mod error;
@@ -26,4 +27,4 @@ pub use error::FleetError;
 pub use events::{EventFilter, EventLine, Events, Since};
 pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
 pub use nodes::{FleetView, Node, Selection};
-pub use order::{CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};
+pub use order::{ApprovePlan, CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};

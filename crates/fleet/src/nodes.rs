@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::connection::Fleet;
 use crate::error::FleetError;
+pub(crate) use belief::near;
 use belief::{BrokerClock, Written};
 
 /// Up to so many names are read one by one; for more, the whole fleet is read at once.
@@ -153,6 +154,9 @@ impl Fleet {
             }
             record.labels.extend(set.iter().cloned());
             record.by.clone_from(&by);
+            // Later than before also where this clock is behind: nodes never go back.
+            let after = record.changed.map(|before| before.plus(Duration::from_millis(1)));
+            record.changed = Some(after.unwrap_or_default().max(self.now()));
             if self.write_record(&record, written.sequence).await? {
                 return Ok(record);
             }
@@ -194,8 +198,9 @@ impl Fleet {
                 name: name.clone(),
                 key: key.clone(),
                 labels: [].into(),
-                enrolled: clock::now(),
+                enrolled: self.now(),
                 by: by.clone(),
+                changed: Some(self.now()),
             };
             if self.write_record(&record, last.map_or(0, |message| message.sequence)).await? {
                 return Ok(record);
@@ -299,21 +304,13 @@ impl Fleet {
 
 /// Labels follow the rules of Kubernetes, so that selectors read the same.
 fn check_label(key: &str, value: &str) -> Result<(), FleetError> {
-    let ends = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.ends_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
-    let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
-    let prefix = key.rsplit_once('/').map(|(prefix, _)| prefix);
-    let key_ok = (1..=63).contains(&name.len()) && ends(name) && plain(name);
-    let prefix_ok = prefix.is_none_or(|prefix| (1..=253).contains(&prefix.len()) && ends(prefix) && plain(prefix));
-    if !key_ok || !prefix_ok {
+    if !message::selector::is_label(key) {
         return Err(FleetError::usage(format!(
             "{key:?} cannot be a label: use up to 63 letters, digits, `_`, `-` and `.`, with a letter or digit at \
              both ends"
         )));
     }
-    if value.len() > 63 || !(value.is_empty() || ends(value)) || !plain(value) {
+    if !message::selector::is_label_value(value) {
         return Err(FleetError::usage(format!(
             "{value:?} cannot be the value of the label {key}: use up to 63 letters, digits, `_`, `-` and `.`, with a \
              letter or digit at both ends"

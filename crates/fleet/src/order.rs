@@ -10,7 +10,7 @@ mod finish;
 mod once;
 mod pack;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bus::kv::JOBS;
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use crate::connection::Fleet;
 use crate::error::FleetError;
 use crate::nodes::Node;
-pub use again::{CancelPlan, RETRIED, RetryPlan};
+pub use again::{ApprovePlan, CancelPlan, RETRIED, RetryPlan};
 pub use finish::Finished;
 pub(crate) use pack::sha256;
 use pack::{Packed, Plan};
@@ -69,6 +69,8 @@ pub struct Terms {
     pub retry_of: Option<JobId>,
     /// Ordered once, however often it is asked for under this key.
     pub idempotency_key: Option<String>,
+    /// The arguments of single nodes, where they are not those of all.
+    pub own_args: BTreeMap<NodeName, Value>,
 }
 
 /// One entry of a job's frozen list: who must answer, signing with which key, to which order.

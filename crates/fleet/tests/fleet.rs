@@ -340,6 +340,7 @@ async fn a_job_for_thousands_is_stored_whole_and_sent_once() {
                 labels: [].into(),
                 enrolled: Timestamp::from_ms(0),
                 by: "admin".into(),
+                changed: None,
             },
             sign: None,
             last_seen: None,

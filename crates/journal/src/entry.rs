@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, Timestamp, Token};
+use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, PublicKey, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 /// How long after its expiry an order's id is remembered: as long as the broker could still replay it.
@@ -41,6 +41,12 @@ pub struct Entry {
     pub body: Option<String>,
     /// The random part of the message ids of its replies and output, drawn before the first is sent.
     pub reply_id: MessageId,
+    /// The key that signed it: what the policy goes by when it begins, and who may cancel it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub by: Option<PublicKey>,
+    /// The keys of those who have approved it since.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub approvals: Vec<PublicKey>,
     /// The last step that the broker has confirmed.
     #[serde(default)]
     pub reported: u32,
@@ -67,6 +73,9 @@ pub struct Tombstone {
     pub until: Timestamp,
     /// Who cancelled it, in words.
     pub reason: String,
+    /// Where the policy lets those who cancelled take back their own orders alone: their keys. Empty: anybody's.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub only_of: Vec<PublicKey>,
 }
 
 /// The newest order that was taken under a key: an older one that arrives later is superseded.

@@ -156,6 +156,8 @@ fn entry(id: OrderId, random: &mut Random) -> Entry {
             _ => None,
         },
         reply_id: MessageId::from_bytes([7; 16]),
+        by: None,
+        approvals: vec![],
         reported: 0,
     }
 }

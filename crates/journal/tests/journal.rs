@@ -26,6 +26,8 @@ fn entry(number: u8, states: &[State]) -> Entry {
         outcome: None,
         body: Some("{}".into()),
         reply_id: MessageId::from_bytes([number; 16]),
+        by: None,
+        approvals: vec![],
         reported: 0,
     }
 }
@@ -61,7 +63,7 @@ async fn tombstones_and_newest_orders_are_kept_until_nothing_older_can_come() {
     let (journal, _) = Journal::open(dir.path()).unwrap();
     let (job, key) = (JobId::new(1, 9), Token::key("nightly").unwrap());
     let until = Timestamp::from_ms(5_000);
-    let tombstone = Tombstone { job: job.clone(), until, reason: "cancelled".into() };
+    let tombstone = Tombstone { job: job.clone(), until, reason: "cancelled".into(), only_of: vec![] };
     let newest = Newest { key: key.clone(), sequence: 7, job: job.clone(), until };
     let waiting = entry(3, &[State::Delivered]);
     let writes = vec![

@@ -18,6 +18,9 @@ pub const PROCESSES: &str = "processes";
 /// Takes back what a job has ordered; `steward job cancel`. Decided where orders are taken in, so that it never waits
 /// behind what it is to end.
 pub const CANCEL: &str = "cancel";
+/// Approves an order that the policy holds until more operators have signed it; `steward job approve`. Decided where orders are
+/// taken in, like [`CANCEL`].
+pub const APPROVE: &str = "approve";
 /// The domain of what is about Steward itself, such as [`CANCEL`].
 pub const STEWARD_DOMAIN: &str = "steward";
 
@@ -38,6 +41,31 @@ pub struct Cancelled {
     pub found: crate::state::State,
     /// `cancelled`, unless it had ended before or ended by itself meanwhile.
     pub now: crate::state::State,
+}
+
+/// The arguments of [`APPROVE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// The job.
+    pub job: crate::id::JobId,
+    /// The node's order of it.
+    pub order: crate::id::OrderId,
+    /// SHA-256 over the order's exact bytes, in hexadecimal: what is approved is what was read, and nothing else.
+    pub sha256: String,
+}
+
+/// What [`APPROVE`] answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approved {
+    /// The job whose order was approved.
+    pub job: crate::id::JobId,
+    /// How the order was found.
+    pub found: crate::state::State,
+    /// How many operators have signed it now, the one who ordered counted.
+    pub signed: u32,
+    /// How many must have.
+    pub needed: u32,
 }
 
 /// The arguments of [`SHELLCOMMAND`]: exactly one of `argv`, `line` and `script`.

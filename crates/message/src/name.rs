@@ -143,6 +143,14 @@ impl Token {
         Self::named("key", token.into())
     }
 
+    /// Accepts `token` as the name of a role that operators may have.
+    ///
+    /// # Errors
+    /// [`NameError`] names the rule or the character that was broken.
+    pub fn role(token: impl Into<String>) -> Result<Self, NameError> {
+        Self::named("role", token.into())
+    }
+
     fn named(what: &'static str, token: String) -> Result<Self, NameError> {
         check_length(what, &token)?;
         refuse(what, &token, TOKEN_CHARACTERS, |index, character| {

@@ -32,6 +32,9 @@ pub struct NodeRecord {
     pub enrolled: Timestamp,
     /// By which operator.
     pub by: String,
+    /// When it was last changed. Grows with every change, so that a node never goes back to older labels.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub changed: Option<Timestamp>,
 }
 
 /// The `kind` of a node's record.

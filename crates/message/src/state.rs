@@ -66,7 +66,7 @@ impl State {
         };
         match self {
             Queued => matches!(next, Delivered | Cancelled | Expired | Rejected | Interrupted | Superseded),
-            Delivered => matches!(next, Running | Cancelled | Expired | Interrupted | Superseded),
+            Delivered => matches!(next, Running | Cancelled | Expired | Rejected | Interrupted | Superseded),
             Running => matches!(next, Succeeded | Failed | TimedOut | Cancelled | Interrupted),
             _ => false,
         }
@@ -240,6 +240,7 @@ mod tests {
             "delivered cancelled",
             "delivered expired",
             "delivered interrupted",
+            "delivered rejected",
             "delivered running",
             "delivered running cancelled",
             "delivered running failed",

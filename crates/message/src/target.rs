@@ -22,6 +22,12 @@ pub struct TargetError {
     position: usize,
 }
 
+impl TargetError {
+    pub(crate) fn at(message: String, text: &str, position: usize) -> Self {
+        Self { message, text: text.to_owned(), position }
+    }
+}
+
 impl Pattern {
     /// Reads a comma-separated list of names and globs.
     ///
@@ -31,11 +37,8 @@ impl Pattern {
         let mut start = 0;
         let mut patterns = Vec::new();
         for part in text.split(',') {
-            patterns.push(Self::parse(part).map_err(|(offset, message)| TargetError {
-                message,
-                text: text.to_owned(),
-                position: start + offset,
-            })?);
+            let wrong = |(offset, message)| TargetError::at(message, text, start + offset);
+            patterns.push(Self::parse(part).map_err(wrong)?);
             start += part.chars().count() + 1;
         }
         Ok(patterns)

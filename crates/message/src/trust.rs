@@ -6,8 +6,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::WIRE_VERSION;
+use crate::name::Token;
 use crate::sign::{PublicKey, SealedDocument, SignatureError};
 use crate::time::Timestamp;
+
+/// The role of those who are on the list without a word about roles: what lists said before there were any.
+pub const ADMIN: &str = "admin";
 
 /// One person or program that may sign orders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,6 +21,25 @@ pub struct Operator {
     pub name: String,
     /// The key that its orders are signed with.
     pub key: PublicKey,
+    /// What it is in this fleet, for the policy to go by. Left out, and read as left out, where it is [`ADMIN`] alone, so that
+    /// lists that were signed before there were roles mean what they meant.
+    #[serde(default = "admin_alone", skip_serializing_if = "is_admin_alone")]
+    pub roles: Vec<Token>,
+}
+
+fn admin_alone() -> Vec<Token> {
+    Token::role(ADMIN).into_iter().collect()
+}
+
+fn is_admin_alone(roles: &[Token]) -> bool {
+    matches!(roles, [role] if role.as_str() == ADMIN)
+}
+
+impl Operator {
+    /// An operator whose only role is [`ADMIN`].
+    pub fn admin(name: impl Into<String>, key: PublicKey) -> Self {
+        Self { name: name.into(), key, roles: admin_alone() }
+    }
 }
 
 /// The `kind` of a trust document.
@@ -41,6 +64,9 @@ pub struct Trust {
     pub issued: Timestamp,
     /// Who may sign orders and registrations.
     pub operators: Vec<Operator>,
+    /// Who may sign the policy beside the root. Left out when it is nobody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policy_keys: Vec<PublicKey>,
 }
 
 /// Why a trust document is not believed.
@@ -94,7 +120,8 @@ mod tests {
             kind: TrustKind::Trust,
             serial: 1,
             issued: Timestamp::from_ms(0),
-            operators: vec![Operator { name: "admin".into(), key: operator.clone() }],
+            operators: vec![Operator::admin("admin", operator.clone())],
+            policy_keys: vec![],
         };
         let text = serde_json::to_string(&trust).unwrap();
         let sealed = SealedDocument::new(text.clone(), &root).unwrap();
@@ -103,5 +130,24 @@ mod tests {
         assert!(opened.operator(&PublicKey::of(&other)).is_none());
         let forged = SealedDocument::new(text, &other).unwrap();
         assert!(matches!(Trust::open(&forged, &PublicKey::of(&root)), Err(TrustError::Signature(_))));
+    }
+
+    #[test]
+    fn without_a_word_about_roles_an_operator_is_an_admin_and_an_admin_needs_no_word() {
+        let key = PublicKey::of(&KeyPair::new_from_raw(KeyPairType::User, [3; 32]).unwrap());
+        let before = format!(r#"{{"name":"anna","key":"{key}"}}"#);
+        let read: Operator = serde_json::from_str(&before).unwrap();
+        assert_eq!(read, Operator::admin("anna", key));
+        assert_eq!(
+            serde_json::to_string(&read).unwrap(),
+            before,
+            "readers of before refuse fields that they do not know"
+        );
+        let nobody = Operator { roles: vec![], ..read.clone() };
+        let text = serde_json::to_string(&nobody).unwrap();
+        assert_eq!(serde_json::from_str::<Operator>(&text).unwrap(), nobody, "no role at all is not the role admin");
+        let ops = Operator { roles: vec![Token::role("ops").unwrap()], ..read };
+        assert_eq!(serde_json::from_str::<Operator>(&serde_json::to_string(&ops).unwrap()).unwrap(), ops);
+        assert!(serde_json::from_str::<Operator>(&text.replace("[]", r#"["two words"]"#)).is_err());
     }
 }

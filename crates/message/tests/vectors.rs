@@ -12,15 +12,17 @@ use std::path::PathBuf;
 use data_encoding::{BASE64, HEXLOWER};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
+use message::policy::{Asked, Decision, Request, Rules, decide};
 use message::registry::{Condition, LifeSignKind, NodeKind};
 use message::reply::{OUTPUT_ORDER_HEADER, OUTPUT_SEQUENCE_HEADER, OUTPUT_STREAM_HEADER, ReplyKind};
 use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, EventBatch, History, InstanceId, JobId, Kind, LifeSign, MessageId, NodeName, NodeRecord, Operator,
-    Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, PublicKey, Reply, ReplySubject, Seal,
-    SealedDocument, SignatureError, State, Step, Subject, Timestamp, Token, Trust, Vitality, WIRE_VERSION,
+    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, MessageId, NodeName, NodeRecord,
+    Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Reply, ReplySubject,
+    Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token, Trust, Vitality,
+    WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -111,6 +113,7 @@ fn vectors() -> Value {
         "subjects": subjects(),
         "ids": ids(),
         "trust": trust_documents(),
+        "policy": policies(),
         "orders": orders(),
         "replies": replies(),
         "output": output(),
@@ -197,7 +200,8 @@ fn trust() -> Trust {
         kind: TrustKind::Trust,
         serial: 1,
         issued: noon_and(-MINUTE_MS),
-        operators: vec![Operator { name: "admin".into(), key: PublicKey::of(&operator()) }],
+        operators: vec![Operator::admin("admin", PublicKey::of(&operator()))],
+        policy_keys: vec![],
     }
 }
 
@@ -208,6 +212,100 @@ fn trust_documents() -> Value {
         "root": root().public_key(),
         "sealed": SealedDocument::new(text.clone(), &root()).unwrap(),
         "forged": SealedDocument::new(text, &stranger()).unwrap(),
+    })
+}
+
+fn rules() -> Rules {
+    serde_json::from_value(json!({
+        "allow": [
+            {"name": "admins may everything", "roles": ["admin"]},
+            {
+                "name": "ops restart services in oslo", "roles": ["ops"], "nodes": "site=oslo,tier!=prod",
+                "names": ["ship*"], "methods": ["shellcommand"], "domains": ["operatingsystem"],
+                "argv": [["systemctl", "restart", "*"], ["uptime", "**"]], "users": ["steward", "www"],
+                "times": {"days": "sun-mon", "from": "06:00", "to": "20:00", "offset": "+01:00"},
+            },
+            {"name": "anna reboots with another", "operators": ["anna"], "argv": [["reboot"]], "approvals": 2},
+        ],
+        "deny": [{"name": "nobody reads shadow", "operators": ["*"], "argv": [["*", "/etc/shadow"]]}],
+    }))
+    .unwrap()
+}
+
+/// What follows from the policy for what an operator orders at `ship1`.
+fn decisions() -> Value {
+    let policy = Policy::new(3, PublicKey::of(&root()), noon_and(-MINUTE_MS), rules());
+    let oslo = json!({"site": "oslo"});
+    let cases = [
+        ("admin", &oslo, json!({"line": "uptime"}), 0),
+        ("admin", &oslo, json!({"argv": ["cat", "/etc/shadow"]}), 0),
+        ("admin", &oslo, json!({"argv": ["cat", "/etc/hosts"]}), 0),
+        ("ops", &oslo, json!({"argv": ["systemctl", "restart", "nginx"]}), 0),
+        ("ops", &oslo, json!({"argv": ["systemctl", "restart", "nginx"], "user": "www"}), 0),
+        ("ops", &oslo, json!({"argv": ["systemctl", "restart", "nginx"], "user": "root"}), 0),
+        ("ops", &oslo, json!({"argv": ["systemctl", "restart", "nginx"], "env": {"PATH": "/tmp"}}), 0),
+        ("ops", &oslo, json!({"argv": ["systemctl", "restart"]}), 0),
+        ("ops", &oslo, json!({"argv": ["uptime"]}), 0),
+        ("ops", &oslo, json!({"line": "uptime"}), 0),
+        ("ops", &oslo, json!({"argv": ["uptime"]}), 7 * 60 * MINUTE_MS),
+        ("ops", &oslo, json!({"argv": ["reboot"]}), 0),
+        ("ops", &oslo, json!({"line": "cat /etc/shadow"}), 0),
+        ("ops", &json!({"site": "oslo", "tier": "prod"}), json!({"argv": ["uptime"]}), 0),
+        ("ops", &json!({}), json!({"argv": ["uptime"]}), 0),
+        ("ops", &Value::Null, json!({"argv": ["uptime"]}), 0),
+        ("admin", &oslo, json!({"line": "cat /etc/hosts"}), 0),
+    ];
+    let decided = cases.map(|(role, labels, args, after)| {
+        let (roles, known): ([Token; 1], Option<Labels>) =
+            ([Token::role(role).unwrap()], serde_json::from_value(labels.clone()).unwrap());
+        let asked = Asked::of("shellcommand", &args);
+        let decision = decide(
+            &policy,
+            &Request {
+                operator: Some("anna"),
+                roles: &roles,
+                node: &name("ship1"),
+                labels: known.as_ref(),
+                method: "shellcommand",
+                domain: "operatingsystem",
+                asked: &asked,
+                only_user: None,
+                own_user: Some("root"),
+                now: noon_and(after),
+            },
+        );
+        let (word, rule) = match &decision {
+            Decision::Allowed { rule, .. } => ("allowed", Some(rule.clone())),
+            Decision::NeedsApprovals { rule, .. } => ("needs_approvals", Some(rule.clone())),
+            Decision::Denied { rule, .. } => ("denied", rule.clone()),
+        };
+        json!({
+            "operator": "anna", "roles": roles, "labels": labels, "args": args, "now": noon_and(after),
+            "decision": word, "rule": rule, "user": decision.user(),
+        })
+    });
+    json!(decided)
+}
+
+fn policies() -> Value {
+    let text = Policy::new(3, PublicKey::of(&root()), noon_and(-MINUTE_MS), rules()).to_text().unwrap();
+    let selectors = ["site=oslo", "site!=oslo", "tier in (a, b)", "tier notin (a,b)", "gpu", "!gpu", "site==oslo,!gpu"];
+    let meant = |selector: &str, labels: Value| {
+        let (selector, known): (Selector, Labels) =
+            (selector.parse().unwrap(), serde_json::from_value(labels).unwrap());
+        json!({"selector": selector, "labels": known, "meant": selector.matches(&known)})
+    };
+    let labels = [json!({}), json!({"site": "oslo"}), json!({"tier": "a", "gpu": ""})];
+    json!({
+        "what": "the value at key `policy` of bucket POLICY, and what follows from it at ship1",
+        "root": root().public_key(),
+        "policy_keys": [operator().public_key()],
+        "sealed": SealedDocument::new(text.clone(), &root()).unwrap(),
+        "by_delegate": SealedDocument::new(text.clone(), &operator()).unwrap(),
+        "forged": SealedDocument::new(text, &stranger()).unwrap(),
+        "decisions": decisions(),
+        "selectors": selectors.iter().flat_map(|selector| labels.clone().map(|labels| meant(selector, labels))).collect::<Vec<_>>(),
+        "selectors_refused": ["", "a,", "a b", "a in b", "a in (b", "-a", "a=b)"],
     })
 }
 
@@ -391,6 +489,7 @@ fn node_record() -> NodeRecord {
         labels: [("site".to_owned(), "oslo".to_owned())].into(),
         enrolled: noon_and(-MINUTE_MS),
         by: "admin".into(),
+        changed: None,
     }
 }
 
@@ -725,6 +824,26 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();
     assert_eq!(batch.subject().to_string(), vectors["event_batch"]["subject"].as_str().unwrap());
     assert_eq!(batch.records.len(), vectors["event_batch"]["record_ids"].as_array().unwrap().len());
+}
+
+#[test]
+fn policies_are_believed_and_decide_as_published() {
+    let vectors = read();
+    let part = &vectors["policy"];
+    let sealed = |which: &str| serde_json::from_value::<SealedDocument>(part[which].clone()).unwrap();
+    let mut trust = trust();
+    trust.policy_keys = serde_json::from_value(part["policy_keys"].clone()).unwrap();
+    let root = PublicKey::parse(part["root"].as_str().unwrap()).unwrap();
+    let policy = Policy::open(&sealed("sealed"), &root, &trust).unwrap();
+    assert_eq!(Policy::open(&sealed("by_delegate"), &root, &trust), Ok(policy));
+    assert!(Policy::open(&sealed("forged"), &root, &trust).is_err());
+    let count = |word: &str| {
+        part["decisions"].as_array().unwrap().iter().filter(|decision| decision["decision"] == word).count()
+    };
+    assert!(count("allowed") > 3 && count("denied") > 5 && count("needs_approvals") == 1);
+    for text in part["selectors_refused"].as_array().unwrap() {
+        assert!(text.as_str().unwrap().parse::<Selector>().is_err(), "{text}");
+    }
 }
 
 #[test]

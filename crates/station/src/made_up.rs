@@ -18,7 +18,8 @@ pub(crate) fn trust(operator: &KeyPair) -> Trust {
         kind: TrustKind::Trust,
         serial: 1,
         issued: Timestamp::default(),
-        operators: vec![Operator { name: "admin".into(), key: PublicKey::of(operator) }],
+        operators: vec![Operator::admin("admin", PublicKey::of(operator))],
+        policy_keys: vec![],
     }
 }
 
@@ -31,6 +32,7 @@ pub(crate) fn record(name: &str, key: &KeyPair) -> NodeRecord {
         labels: [("site".to_owned(), "oslo".to_owned())].into(),
         enrolled: Timestamp::default(),
         by: "admin".into(),
+        changed: None,
     }
 }
 

@@ -6,9 +6,11 @@
 //! found something.
 
 use bus::claims::{self, Creds};
+use message::policy::{Asked, Request, decide};
 use message::{
-    EventBatch, JobId, JobRecord, LifeSign, NodeName, NodeRecord, Order, OrderChunk, OrderId, OutputSubject, Pattern,
-    PublicKey, Reply, ReplySubject, Seal, SealedDocument, Subject, Timestamp, Token, Trust, Vitality, units,
+    EventBatch, JobId, JobRecord, Labels, LifeSign, NodeName, NodeRecord, Order, OrderChunk, OrderId, OutputSubject,
+    Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument, Selector, Subject, Timestamp, Token, Trust,
+    Vitality, units,
 };
 
 use crate::frames::Frames;
@@ -24,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -33,6 +35,7 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "name", run: name },
     Target { name: "creds", run: creds },
     Target { name: "trust", run: trust },
+    Target { name: "policy", run: policy },
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
 ];
@@ -150,6 +153,36 @@ pub fn trust(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(seal) = Seal::from_headers(text.lines().next(), text.lines().nth(1)) {
         let _ = seal.verify(bytes);
+    }
+}
+
+/// A policy as it is signed, and a label selector.
+pub fn policy(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(policy) = Policy::parse(text) {
+        assert_eq!(policy.to_text().as_deref(), Ok(text), "a policy is written in two ways");
+        assert!(policy.rules.check().is_ok(), "rules that make no sense were read");
+        let (asked, labels) = (Asked::of("shellcommand", &serde_json::json!({"argv": ["ls"]})), Labels::new());
+        if let Ok(node) = NodeName::new("ship1") {
+            let request = Request {
+                operator: Some("anna"),
+                roles: &[],
+                node: &node,
+                labels: Some(&labels),
+                method: "shellcommand",
+                domain: "operatingsystem",
+                asked: &asked,
+                only_user: None,
+                own_user: None,
+                now: Timestamp::from_ms(i64::MAX),
+            };
+            let known = decide(&policy, &request).is_denied();
+            let unknown = decide(&policy, &Request { labels: None, ..request }).is_denied();
+            assert!(unknown || !known, "who knows less allows more");
+        }
+    }
+    if let Ok(selector) = Selector::parse(text) {
+        assert_eq!(Selector::parse(&selector.to_string()), Ok(selector), "a selector reads back otherwise");
     }
 }
 

@@ -63,6 +63,8 @@ fn the_seeds_are_what_the_parsers_are_made_for() {
         serde_json::from_slice::<message::SealedDocument>(bytes)
             .is_ok_and(|sealed| message::Trust::open(&sealed, &sealed.seal.key).is_ok())
     });
+    read("policy", |bytes| message::Policy::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
+    read("policy", |bytes| message::Selector::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("job_record", |bytes| serde_json::from_slice::<message::JobRecord>(bytes).is_ok());
     read("job_record", |bytes| serde_json::from_slice::<message::OrderChunk>(bytes).is_ok());
 }

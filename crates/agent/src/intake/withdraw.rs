@@ -8,7 +8,8 @@ use std::time::Duration;
 use bus::{Message, clock};
 use journal::{Entry, JournalError, Newest, Tombstone};
 use message::method::{CANCEL, Cancel, Cancelled, STEWARD_DOMAIN};
-use message::{JobId, Order, OrderId, State, Token};
+use message::policy::Decision;
+use message::{JobId, Operator, Order, OrderId, PublicKey, State, Token};
 
 use super::{Batch, Decided, Intake, entry, history_of};
 use crate::in_hand::Found;
@@ -35,6 +36,8 @@ pub(super) enum Cancelling {
     Running(OrderId),
     /// The order of cancel itself makes no sense.
     Refused(String),
+    /// The order to be cancelled is somebody else's, and the policy does not let this operator cancel it.
+    Strangers,
 }
 
 impl Intake {
@@ -42,13 +45,15 @@ impl Intake {
     pub(super) fn foregone(
         &self,
         order: &Order,
+        by: Option<&PublicKey>,
         sequence: u64,
         batch: &Batch,
     ) -> Result<Option<(State, String)>, JournalError> {
-        let buried = match batch.tombstones.iter().find(|stone| stone.job == order.job) {
+        let buried = match batch.tombstones.iter().rfind(|stone| stone.job == order.job) {
             Some(stone) => Some(stone.clone()),
             None => self.journal.tombstone(&order.job)?,
         };
+        let buried = buried.filter(|stone| stone.only_of.is_empty() || by.is_some_and(|by| stone.only_of.contains(by)));
         if let Some(stone) = buried {
             return Ok(Some((State::Cancelled, stone.reason)));
         }
@@ -89,19 +94,35 @@ impl Intake {
     pub(super) async fn cancel(
         &self,
         order: &Order,
-        operator: &str,
+        operator: &Operator,
+        decision: &Decision,
         message: &Message,
         batch: &mut Batch,
     ) -> Result<(), JournalError> {
-        let by = cancelled_by(operator, order);
+        let by = cancelled_by(&operator.name, order);
+        // What an operator has ordered, that operator may take back; what others have, only by a rule of the policy.
+        let only_of = if matches!(decision, Decision::Allowed { .. }) { None } else { Some(&operator.key) };
         let (cancelling, job) = match read(order) {
             Err(reason) => (Cancelling::Refused(reason), order.job.clone()),
-            Ok(job) => (self.find_and_withdraw(&job, order, &by, batch).await?, job),
+            Ok(job) => (self.find_and_withdraw(&job, order, (&by, only_of), batch).await?, job),
         };
         let mut entry = entry(order, message, None, true);
         // All of it is said here and now: nothing of the order is needed any more.
         entry.body = None;
+        entry.by = Some(operator.key.clone());
         match cancelling {
+            Cancelling::Strangers => {
+                let why = match decision {
+                    Decision::Denied { reason, .. } => reason.clone(),
+                    Decision::Allowed { rule, .. } | Decision::NeedsApprovals { rule, .. } => {
+                        format!(
+                            "the policy's rule {rule:?} asks for more than one operator, which a cancel cannot wait for"
+                        )
+                    }
+                };
+                entry.reason = Some(format!("the order of job {job} is not {}'s own: {why}", operator.name));
+                entry.history = history_of(&[State::Rejected]);
+            }
             Cancelling::Refused(reason) => {
                 entry.reason = Some(reason);
                 entry.history = history_of(&[State::Delivered, State::Running, State::Failed]);
@@ -122,11 +143,15 @@ impl Intake {
         &self,
         job: &JobId,
         order: &Order,
-        by: &str,
+        (by, only_of): (&str, Option<&PublicKey>),
         batch: &mut Batch,
     ) -> Result<Cancelling, JournalError> {
+        let is_strangers = |entry: &Entry| only_of.is_some_and(|own| entry.by.as_ref() != Some(own));
         let stands = |state: State| Cancelling::Done { found: state, now: state };
         if let Some(decided) = batch.decided.iter_mut().find(|decided| decided.entry.job == *job) {
+            if is_strangers(&decided.entry) {
+                return Ok(Cancelling::Strangers);
+            }
             if !decided.runs {
                 return Ok(stands(decided.entry.history.state()));
             }
@@ -134,9 +159,26 @@ impl Intake {
             return Ok(Cancelling::Done { found: State::Delivered, now: State::Cancelled });
         }
         if let Some(withdrawn) = batch.withdrawn.iter().find(|entry| entry.job == *job) {
-            return Ok(stands(withdrawn.history.state()));
+            let strangers = is_strangers(withdrawn);
+            return Ok(if strangers { Cancelling::Strangers } else { stands(withdrawn.history.state()) });
+        }
+        // Approved in this very batch, and therefore kept from beginning already.
+        if let Some(at) = batch.approved.iter().position(|entry| entry.job == *job) {
+            if is_strangers(&batch.approved[at]) {
+                return Ok(Cancelling::Strangers);
+            }
+            let mut entry = batch.approved.remove(at);
+            if entry.history.push(State::Cancelled, clock::now()).is_ok() {
+                entry.reason = Some(by.to_owned());
+                entry.body = None;
+            }
+            batch.withdrawn.push(entry);
+            return Ok(Cancelling::Done { found: State::Delivered, now: State::Cancelled });
         }
         if let Some((id, found)) = self.processes.in_hand().find(job) {
+            if only_of.is_some() && self.journal.find(&id)?.is_none_or(|entry| is_strangers(&entry)) {
+                return Ok(Cancelling::Strangers);
+            }
             if found == Found::Waiting && self.withdraw(&id, State::Cancelled, by, batch)? {
                 return Ok(Cancelling::Done { found: State::Delivered, now: State::Cancelled });
             }
@@ -144,10 +186,26 @@ impl Intake {
         }
         // This takes its time. Nothing can arrive meanwhile, since it would have to come through here.
         if let Some(entry) = self.journal.find_job(job).await? {
-            return Ok(stands(entry.history.state()));
+            return Ok(if is_strangers(&entry) { Cancelling::Strangers } else { stands(entry.history.state()) });
         }
         let until = order.created.plus(EXPIRY_MAX);
-        batch.tombstones.push(Tombstone { job: job.clone(), until, reason: by.to_owned() });
+        // Whose order will come is not known: nobody's cancel may take the place of another's.
+        let stone = match batch.tombstones.iter().rfind(|stone| stone.job == *job) {
+            Some(stone) => Some(stone.clone()),
+            None => self.journal.tombstone(job)?,
+        };
+        let only_of = match (only_of, stone) {
+            (None, _) => vec![],
+            (Some(_), Some(stone)) if stone.only_of.is_empty() => vec![],
+            (Some(own), stone) => {
+                let mut keys = stone.map(|stone| stone.only_of).unwrap_or_default();
+                if !keys.contains(own) {
+                    keys.push(own.clone());
+                }
+                keys
+            }
+        };
+        batch.tombstones.push(Tombstone { job: job.clone(), until, reason: by.to_owned(), only_of });
         Ok(Cancelling::Done { found: State::Queued, now: State::Cancelled })
     }
 
@@ -188,7 +246,7 @@ impl Intake {
     pub(super) async fn do_again(
         &self,
         order: &Order,
-        operator: &str,
+        operator: &Operator,
         entry: &Entry,
         batch: &mut Batch,
     ) -> Result<(), JournalError> {
@@ -196,11 +254,16 @@ impl Intake {
             let told = entry.outcome.as_ref().and_then(|outcome| outcome.data.clone());
             let told = told.and_then(|data| serde_json::from_value::<Cancelled>(data).ok());
             if let Some(told) = told.filter(|told| told.now == State::Cancelled) {
-                self.find_and_withdraw(&told.job, order, &cancelled_by(operator, order), batch).await?;
+                // By what the policy says today: what it allowed that day, nobody here remembers.
+                let now = self.identity.time.now().unwrap_or_default().max(self.watermark);
+                let allowed = matches!(self.gate.decide(order, Some(&operator.key), now), Decision::Allowed { .. });
+                let only_of = (!allowed).then_some(&operator.key);
+                let by = cancelled_by(&operator.name, order);
+                self.find_and_withdraw(&told.job, order, (&by, only_of), batch).await?;
             }
         } else if let Some(key) = &order.supersede
             && entry.history.at(State::Delivered).is_some()
-            && self.foregone(order, entry.sequence, batch)?.is_none()
+            && self.foregone(order, Some(&operator.key), entry.sequence, batch)?.is_none()
         {
             self.supersede(key, order, entry.sequence, batch)?;
         }
@@ -212,7 +275,7 @@ impl Intake {
         for decided in batch.decided.iter().filter(|decided| decided.runs) {
             self.processes.unclaim(&decided.entry.method, &decided.entry.domain);
         }
-        for entry in &batch.withdrawn {
+        for entry in batch.withdrawn.iter().chain(&batch.approved) {
             self.processes.in_hand().withdrawn(&entry.id, false);
         }
     }

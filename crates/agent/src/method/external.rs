@@ -16,6 +16,7 @@ pub(super) async fn execute(path: &Path, execution: Execution<'_>) -> Option<End
     let program = Program {
         argv: vec![path.into()],
         env: order_environment(order),
+        user: execution.user.clone(),
         stdin: Some(Bytes::copy_from_slice(execution.body.as_bytes())),
         timeout: order.timeout(),
         max_output: order.max_output_bytes,

@@ -59,6 +59,8 @@ pub(crate) struct Execution<'a> {
     pub(crate) order: &'a Order,
     /// The exact signed body.
     pub(crate) body: &'a str,
+    /// The local user to run programs as; `None` for the agent's own.
+    pub(crate) user: Option<String>,
     pub(crate) output: &'a mut Output,
     pub(crate) cancel: CancellationToken,
     pub(crate) identity: &'a Identity,
@@ -90,8 +92,9 @@ impl Method {
             method::HELLO.to_owned(),
             method::HTTPGET.to_owned(),
             method::PROCESSES.to_owned(),
-            // Not executed here: it is decided where orders are taken in.
+            // Not executed here: they are decided where orders are taken in.
             method::CANCEL.to_owned(),
+            method::APPROVE.to_owned(),
         ];
         let files = std::fs::read_dir(methods_dir).into_iter().flatten().flatten();
         known.extend(files.filter_map(|file| file.file_name().into_string().ok()));
@@ -116,6 +119,7 @@ impl Method {
                 "uptime_s": execution.identity.started.elapsed().as_secs(),
                 "instance": execution.identity.instance,
                 "boot": execution.identity.boot,
+                "policy": execution.processes.policy_version(),
                 "discarded": execution.processes.counters().discarded(),
                 "repeated": execution.processes.counters().repeated.load(std::sync::atomic::Ordering::Relaxed),
             })),

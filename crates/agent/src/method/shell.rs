@@ -35,7 +35,7 @@ pub(super) async fn execute(execution: Execution<'_>) -> Option<Ended> {
         script,
         env,
         cwd,
-        user: args.user,
+        user: execution.user.clone(),
         stdin,
         timeout: order.timeout(),
         max_output: order.max_output_bytes,

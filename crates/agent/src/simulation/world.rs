@@ -32,8 +32,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::net::{Shared, Weather};
 use super::trace::Trace;
+use crate::counters::Counters;
 use crate::fleettime::FleetTime;
 use crate::options::{AgentError, AtStop};
+use crate::policy::{Gate, Narrowing};
 use crate::run::{Ground, Identity, Left, live};
 use crate::trust::Trusted;
 
@@ -125,9 +127,10 @@ fn keys() -> &'static Keys {
     KEYS.get_or_init(|| {
         let pair = |byte: u8| KeyPair::new_from_raw(KeyPairType::User, [byte; 32]).unwrap();
         let (operator, root) = (pair(1), KeyPair::new_from_raw(KeyPairType::Operator, [2; 32]).unwrap());
-        let admin = Operator { name: "admin".into(), key: PublicKey::of(&operator) };
+        let admin = Operator::admin("admin", PublicKey::of(&operator));
         let issued = Timestamp::from_ms(0);
-        let trust = Trust { v: 1, kind: TrustKind::Trust, serial: 1, issued, operators: vec![admin] };
+        let trust =
+            Trust { v: 1, kind: TrustKind::Trust, serial: 1, issued, operators: vec![admin], policy_keys: Vec::new() };
         let trust = SealedDocument::new(serde_json::to_string(&trust).unwrap(), &root).unwrap();
         Keys { node: pair(7), operator, stranger: pair(9), root: PublicKey::of(&root), trust }
     })
@@ -641,6 +644,11 @@ impl World {
             time: FleetTime::default(),
         });
         let trusted = Trusted::open(keys.root.clone(), &keys.trust, opened.trust.as_deref()).unwrap();
+        let (trusted, counters) = (Arc::new(trusted), Arc::new(Counters::default()));
+        let state_dir = PathBuf::from("/nonexistent/steward-simulation");
+        let whose = (keys.root.clone(), me());
+        let narrowing = Narrowing::default();
+        let gate = Gate::open(whose, &state_dir, None, Arc::clone(&trusted), Arc::clone(&counters), narrowing).unwrap();
         let keeper = keeper::Client::simulated(own.keeper.clone());
         let (at_stop, seat, interval) = (self.at_stop, format!("seat {}", own.seat), self.interval);
         let (number, cancel) = (wire.number, CancellationToken::new());
@@ -651,13 +659,15 @@ impl World {
             let ground = Ground {
                 identity,
                 trusted,
+                gate: Arc::new(gate),
+                counters,
                 journal: own_journal,
                 opened: found,
                 left,
                 keeper,
                 at_stop,
                 seat,
-                state_dir: PathBuf::from("/nonexistent/steward-simulation"),
+                state_dir,
                 interval,
                 events: Vec::new(),
             };

@@ -139,6 +139,7 @@ pub(crate) mod tests {
             labels,
             enrolled: Timestamp::from_ms(0),
             by: "admin".into(),
+            changed: None,
         };
         Node {
             record,

@@ -63,6 +63,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         credentials: bundle.creds,
         root: bundle.root,
         trust: bundle.trust,
+        policy: bundle.policy,
         state_dir: args.state.unwrap_or(state_dir),
         config_file: args.config,
         life_sign_interval: agent::LIFE_SIGN_INTERVAL,

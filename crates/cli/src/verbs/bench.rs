@@ -41,6 +41,13 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 4)]
         domains: usize,
     },
+    /// Verifying and deciding about an order under a large policy, and the memory of that policy
+    #[command(after_help = "Example:\n  steward bench policy -o json")]
+    Policy {
+        /// How many orders
+        #[arg(long, value_name = "N", default_value_t = 2000)]
+        orders: usize,
+    },
     /// What an agent at rest costs, the program's size, and a whole `steward run`
     #[command(after_help = "Example:\n  steward bench rest --for 5m -o json")]
     Rest {
@@ -54,6 +61,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     match args.what {
         What::Roundtrip { orders } => show(session, &bench::roundtrip(orders).await?),
         What::Node { orders, domains } => show(session, &bench::node(orders, domains).await?),
+        What::Policy { orders } => show(session, &bench::policy(orders)?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bus::clock;
 use clap::Subcommand;
-use fleet::{CancelPlan, Fleet, Gather, JobView, PlacedJob, RETRIED, Terms};
+use fleet::{ApprovePlan, CancelPlan, Fleet, Gather, JobView, PlacedJob, RETRIED, Terms};
 use message::method::Cancelled;
 use message::{NodeName, Pattern, State};
 use serde_json::json;
@@ -17,6 +17,7 @@ use crate::args::{Format, duration};
 use crate::exit::Exit;
 use crate::render::job as text;
 use crate::render::live::Live;
+use crate::render::paint::tame;
 use crate::session::Session;
 
 /// See what was ordered, and how it stands.
@@ -70,6 +71,20 @@ enum Verb {
         #[command(flatten)]
         waiting: Waiting,
     },
+    /// Approve what the policy holds until several operators have signed it
+    ///
+    /// Shows what is approved. What is signed is each node's order, byte for byte; the node counts. Exit codes are those of
+    /// `steward run`: 3 if a node does not count it, since the policy lets the one who approves not have it done, or it is the
+    /// one who has ordered it.
+    #[command(after_help = "Example:\n  steward job approve last")]
+    Approve {
+        /// Its id, the beginning of it, or `last`
+        job: String,
+        /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
+        target: Option<String>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
     /// Order it again for the nodes where it did not succeed
     ///
     /// As it was: the same method, arguments and limits, for the nodes that failed, timed out, were interrupted, let it
@@ -108,6 +123,10 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
             let waiting = bounded_by(limit, waiting);
             Box::pin(cancel(session, &job, target.as_deref(), waiting)).await
         }
+        Verb::Approve { job, target, waiting } => {
+            let waiting = bounded_by(limit, waiting);
+            Box::pin(approve(session, &job, target.as_deref(), waiting)).await
+        }
         Verb::Retry { job, target, state, waiting } => {
             let waiting = bounded_by(limit, waiting);
             Box::pin(retry(session, &job, target.as_deref(), state, waiting)).await
@@ -141,6 +160,22 @@ async fn cancel(session: &mut Session, job: &str, target: Option<&str>, waiting:
         return Ok(Exit::Success);
     }
     place_and_wait(session, &fleet, &request, &nodes, &Terms::default(), waiting).await
+}
+
+async fn approve(session: &mut Session, job: &str, target: Option<&str>, waiting: Waiting) -> anyhow::Result<Exit> {
+    let of = patterns(target)?;
+    let fleet = session.connect().await?;
+    let job = fleet.find_job(job).await?;
+    let ApprovePlan { request, terms, nodes, notes, meant } = fleet.plan_approve(&job, &of).await?;
+    notes.iter().for_each(|note| session.out.note(tame(note)));
+    if nodes.is_empty() {
+        if session.out.is_json() {
+            session.out.json(&json!({"approves": job, "targets": 0, "counts": {}, "nodes": {}}))?;
+        }
+        session.out.note(format!("nothing of job {job} waits to be approved on any of the nodes meant ({meant})"));
+        return Ok(Exit::Success);
+    }
+    place_and_wait(session, &fleet, &request, &nodes, &terms, waiting).await
 }
 
 async fn retry(

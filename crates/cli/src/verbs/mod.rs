@@ -14,6 +14,7 @@ pub(crate) mod keeper;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod ping;
+pub(crate) mod policy;
 pub(crate) mod ps;
 pub(crate) mod run;
 pub(crate) mod station;
@@ -46,6 +47,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Ping(args) => quick(ping::run(args, s)),
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
+        Verb::Policy(args) => quick(policy::run(args, s)),
         Verb::Event(args) => quick(event::run(args, s)),
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),

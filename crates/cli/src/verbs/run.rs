@@ -210,7 +210,7 @@ pub(crate) async fn order_and_wait(
     let terms = Terms {
         supersede: ordering.supersede.clone(),
         idempotency_key: ordering.idempotency_key.clone(),
-        retry_of: None,
+        ..Terms::default()
     };
     place_and_wait(session, &fleet, &request, &found.nodes, &terms, ordering.waiting).await
 }

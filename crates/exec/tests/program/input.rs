@@ -34,6 +34,23 @@ async fn without_stdin_it_reads_nothing() {
 }
 
 #[tokio::test]
+async fn somebody_else_inherits_nothing_and_gains_no_rights_and_oneself_keeps_both() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let line = "env | grep -c ^CARGO; grep NoNewPrivs /proc/self/status; echo $PATH";
+    let seen = async |user: &str| {
+        let program = Program { user: Some(user.into()), cwd: Some("/".into()), ..sh(line) };
+        let (_, chunks) = collect(program).await;
+        String::from_utf8(bytes(&chunks, Stream::Stdout)).unwrap()
+    };
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(seen("nobody").await, format!("0\nNoNewPrivs:\t1\n{path}\n"));
+    let own = seen("root").await;
+    assert!(!own.starts_with("0\n") && own.contains("NoNewPrivs:\t0"), "{own}");
+}
+
+#[tokio::test]
 async fn it_runs_as_the_user_it_is_told_to() {
     if !nix::unistd::Uid::effective().is_root() {
         return;

@@ -116,7 +116,7 @@ pub(super) fn natural(one: &NodeName, other: &NodeName) -> std::cmp::Ordering {
 }
 
 /// Up to three of `names` that `wanted` could be a slip of the pen for.
-pub(super) fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(crate) fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let allowed = (wanted.chars().count() / 3).clamp(1, 3);
     let lower = wanted.to_lowercase();
     let mut found: Vec<(usize, &str)> = names
@@ -146,7 +146,8 @@ mod tests {
             kind: TrustKind::Trust,
             serial: 1,
             issued: Timestamp::default(),
-            operators: vec![Operator { name: "admin".into(), key: key(1) }],
+            operators: vec![Operator::admin("admin", key(1))],
+            policy_keys: vec![],
         }
     }
 
@@ -159,6 +160,7 @@ mod tests {
             labels: [].into(),
             enrolled: Timestamp::default(),
             by: "admin".into(),
+            changed: None,
         }
     }
 

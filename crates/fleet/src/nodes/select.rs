@@ -90,6 +90,7 @@ mod tests {
                 labels: [].into(),
                 enrolled: Timestamp::default(),
                 by: "admin".into(),
+                changed: None,
             },
             sign: None,
             last_seen: None,

@@ -2,15 +2,15 @@
 //!
 //! Plans only: whom it concerns and what would be ordered. Whoever has looked at a plan orders it as anything else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use message::method::{CANCEL, Cancel, STEWARD_DOMAIN};
+use message::method::{APPROVE, Approve, CANCEL, Cancel, STEWARD_DOMAIN};
 use message::{JobId, NodeName, Order, Pattern, State, Token};
 
 use super::once::lifetime;
-use super::{EXPIRES_MAX, OrderRequest, Terms};
+use super::{EXPIRES_MAX, OrderRequest, Terms, sha256};
 use crate::connection::Fleet;
 use crate::error::FleetError;
 use crate::job::{Gather, JobView};
@@ -35,6 +35,21 @@ pub struct CancelPlan {
     /// What was left out and why, as sentences for people.
     pub notes: Vec<String>,
     /// How many nodes were meant, ended or not.
+    pub meant: usize,
+}
+
+/// An approval, not given yet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApprovePlan {
+    /// What would be ordered.
+    pub request: OrderRequest,
+    /// Under which terms: each node is told the digest of its own order.
+    pub terms: Terms,
+    /// The nodes whose orders have not begun.
+    pub nodes: Vec<Node>,
+    /// What would be approved, and what was left out and why, as sentences for people.
+    pub notes: Vec<String>,
+    /// How many nodes were meant, begun or not.
     pub meant: usize,
 }
 
@@ -91,6 +106,45 @@ impl Fleet {
         Ok(CancelPlan { request, nodes, notes, meant: meant.len() })
     }
 
+    /// What would have to be signed to approve `job`: of the nodes that `of` means (all, if it is empty), those whose orders
+    /// have not begun. What is signed is the digest of each order as it is stored.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when `of` means no node of the job; else as [`Fleet::job`].
+    pub async fn plan_approve(&self, job: &JobId, of: &[Pattern]) -> Result<ApprovePlan, FleetError> {
+        let view = self.job(job, Gather::Ignore).await?;
+        let stored = self.stored_job(job).await?;
+        let meant = meant(&view, of)?;
+        let waits = |name: &NodeName| {
+            let state = view.nodes.get(name).map_or(State::Queued, |node| node.state());
+            matches!(state, State::Queued | State::Delivered)
+        };
+        let open: Vec<NodeName> = meant.iter().filter(|name| waits(name)).cloned().collect();
+        let (nodes, mut notes) = self.registered(&open).await?;
+        let nodes = still_the_same(&view, nodes, &mut notes);
+        let mut own_args = BTreeMap::new();
+        for order in stored.orders.iter().filter(|order| nodes.iter().any(|node| *node.name() == order.node)) {
+            let digest = sha256(order.order.as_bytes());
+            let approve = Approve { job: job.clone(), order: order.id, sha256: digest };
+            let args = serde_json::to_value(approve).map_err(|error| FleetError::signing(&error))?;
+            own_args.insert(order.node.clone(), args);
+        }
+        let record = &view.record;
+        let what = record.args.as_ref().map_or_else(|| "arguments too long to be shown".into(), ToString::to_string);
+        notes.push(format!("{} has ordered {}/{} with {what}", record.by, record.method, record.domain));
+        let name = |error: message::NameError| FleetError::usage(error.to_string());
+        let request = OrderRequest {
+            method: Token::method(APPROVE).map_err(name)?,
+            domain: Token::domain(STEWARD_DOMAIN).map_err(name)?,
+            args: serde_json::json!({"job": job}),
+            timeout: CANCEL_TIMEOUT,
+            expires: lifetime(self.now(), view.record.expires).clamp(CANCEL_EXPIRES_MIN, EXPIRES_MAX),
+            max_output: 0,
+        };
+        let terms = Terms { own_args, ..Terms::default() };
+        Ok(ApprovePlan { request, terms, nodes, notes, meant: meant.len() })
+    }
+
     /// What would have to be ordered to have `job` done again by those of its nodes that `of` means (all, if it is
     /// empty) and whose orders stand at one of `states`.
     ///
@@ -120,7 +174,7 @@ impl Fleet {
             args: order.args,
             max_output: order.max_output_bytes,
         };
-        let terms = Terms { supersede: order.supersede, retry_of: Some(job.clone()), idempotency_key: None };
+        let terms = Terms { supersede: order.supersede, retry_of: Some(job.clone()), ..Terms::default() };
         Ok(RetryPlan { request, terms, nodes, open, notes })
     }
 

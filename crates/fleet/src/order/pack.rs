@@ -64,6 +64,7 @@ impl Plan {
             kind: Kind::Command,
             id,
             job: self.job.clone(),
+            args: self.terms.own_args.get(&node).unwrap_or(&self.request.args).clone(),
             to: Addressee { name: node, key },
             method: self.request.method.clone(),
             domain: self.request.domain.clone(),
@@ -72,7 +73,6 @@ impl Plan {
             expires: self.expires(),
             timeout_ms: self.timeout_ms(),
             max_output_bytes: self.request.max_output,
-            args: self.request.args.clone(),
             supersede: self.terms.supersede.clone(),
         }
     }
