@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus::chain::{Arrival, Chain};
-use bus::{Bus, BusError, LiveOrders, Message, clock, kv, live};
+use bus::{Bus, BusError, LiveOrders, LiveStored, Message, clock, kv, live};
 use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
 use message::method::CANCEL;
 use message::{History, Order, State, Timestamp, Token};
@@ -105,6 +105,12 @@ impl Intake {
 
     pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), BusError> {
         let mut live = LiveOrders::open(&self.bus, &self.identity.me.name).await?;
+        let hints = [format!("core.KV.{}.*", kv::POLICY)];
+        let mut hints = LiveStored::open(&self.bus, &hints).await?;
+        // A newer list may have been kept just before the last run broke off.
+        if let Err(error) = self.withdraw_revoked().await {
+            tracing::warn!(%error, "what revoked operators had ordered is looked through again at the next catch-up");
+        }
         let mut link = self.bus.link();
         let mut seen_link = *link.borrow_and_update();
         // The first thing to do, as soon as the link is up.
@@ -137,6 +143,15 @@ impl Intake {
                         due = Some(Instant::now());
                     }
                     seen_link = now;
+                }
+                hint = hints.next() => {
+                    let Some(hint) = hint else { return Ok(()) };
+                    if self.trusted.hear(&hint.message, &self.journal).await
+                        && let Err(error) = self.withdraw_revoked().await
+                    {
+                        self.fall_back(&error).await;
+                        due = Some(Instant::now());
+                    }
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
                     last_catch_up = Instant::now();
@@ -323,7 +338,7 @@ impl Intake {
             self.give_back(&batch);
             return Err(error);
         }
-        if batch.decided.is_empty() {
+        if batch.decided.is_empty() && batch.withdrawn.is_empty() {
             return Ok(());
         }
         let mut writes = Vec::with_capacity(batch.decided.len() + 1);
@@ -412,8 +427,10 @@ impl Intake {
         self.held.get_or_insert_default();
         if !greeted {
             self.check_epoch().await?;
-            self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
         }
+        // Each time: a hint that the list is another may have been lost.
+        self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        self.withdraw_revoked().await.map_err(|error| error.to_string())?;
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         self.identity.time.read(scan.opened_at(), clock::now());
@@ -483,7 +500,8 @@ impl Intake {
         let mut unknown = Vec::new();
         for message in messages {
             let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
-            if let Verdict::Take { order, .. } = judge(&message.subject, &message.payload, message.seal(), grounds)
+            let verdict = judge(&message.subject, &message.payload, message.seal(), grounds);
+            if let Verdict::Take { order, .. } | Verdict::Refuse { order, state: State::Rejected, .. } = verdict
                 && matches!(self.journal.find(&order.id), Ok(None))
             {
                 unknown.push((*order, message.sequence));
@@ -561,6 +579,7 @@ fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, beg
         domain: order.domain.clone(),
         expires: order.expires,
         supersede: order.supersede.clone(),
+        signer: if runs { message.seal().ok().map(|seal| seal.key) } else { None },
         history: history_of(steps),
         reason: refused.map(|(_, reason)| reason),
         outcome: None,

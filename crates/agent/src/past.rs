@@ -128,6 +128,7 @@ fn recalled(order: &Order, sequence: u64, answer: Option<Reply>, heard_floor: u6
         domain: order.domain.clone(),
         expires: order.expires,
         supersede: order.supersede.clone(),
+        signer: None,
         history,
         reason,
         outcome,

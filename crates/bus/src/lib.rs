@@ -14,6 +14,7 @@ pub mod keys;
 pub mod kv;
 pub mod live;
 pub mod read;
+mod resolver;
 mod setup;
 pub mod streams;
 pub mod wire;

@@ -142,6 +142,7 @@ pub(crate) enum Verb {
     Ping(verbs::ping::Args),
     Job(verbs::job::Args),
     Node(verbs::node::Args),
+    Operator(verbs::operator::Args),
     Event(verbs::event::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),

@@ -15,6 +15,7 @@ use message::{PublicKey, Seal, SealedDocument, Trust};
 use crate::context::Context;
 use crate::error::FleetError;
 use crate::files;
+use crate::operators::save_list;
 
 /// The key of bucket `POLICY` at which the list of operators stands.
 pub const TRUST_KEY: &str = "trust";
@@ -23,7 +24,7 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Between two pings of an idle link.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a write is tried again when somebody else was faster.
-const CONFLICTS_MAX: u32 = 5;
+pub(crate) const CONFLICTS_MAX: u32 = 5;
 
 /// A connection to a fleet with the identity of its context; cheap to clone.
 #[derive(Clone)]
@@ -52,9 +53,17 @@ impl Fleet {
         })??;
         let (ours, theirs) = (trust_at_home(context), trust_at_broker(&bus, context).await);
         let trust = match (ours, theirs) {
-            (Ok(ours), Ok(Some(theirs))) => newer(ours, theirs),
+            (Ok(ours), Ok(Some((_, theirs)))) if theirs.serial <= ours.serial => ours,
+            (ours, Ok(Some((sealed, theirs)))) => {
+                // Kept where there is a home: a broker that later tells an older one is not believed.
+                if ours.is_ok()
+                    && let Err(error) = save_list(&context.home(), &sealed)
+                {
+                    tracing::debug!(%error, "the newer list of operators is not kept");
+                }
+                theirs
+            }
             (Ok(ours), _) => ours,
-            (Err(_), Ok(Some(theirs))) => theirs,
             (Err(reason), _) => return Err(reason),
         };
         Ok(Self::assemble(bus, context, credentials, trust))
@@ -106,7 +115,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the broker cannot be asked.
     pub async fn refresh_trust(&self) -> Result<(), FleetError> {
-        if let Some(theirs) = trust_at_broker(&self.bus, self.context()).await? {
+        if let Some((_, theirs)) = trust_at_broker(&self.bus, self.context()).await? {
             self.adopt(theirs);
         }
         Ok(())
@@ -144,7 +153,7 @@ impl Fleet {
         self.bus.close().await;
     }
 
-    fn adopt(&self, trust: Trust) {
+    pub(crate) fn adopt(&self, trust: Trust) {
         let mut held = self.shared.trust.write().unwrap_or_else(PoisonError::into_inner);
         if trust.serial > held.serial {
             *held = Arc::new(trust);
@@ -195,10 +204,6 @@ fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOpti
     Ok((credentials, options))
 }
 
-fn newer(one: Trust, other: Trust) -> Trust {
-    if other.serial > one.serial { other } else { one }
-}
-
 /// The sealed list in the home, with what it says.
 pub(crate) fn sealed_trust(context: &Context) -> Result<(SealedDocument, Trust), FleetError> {
     let path = context.home().trust_file();
@@ -219,13 +224,15 @@ fn trust_at_home(context: &Context) -> Result<Trust, FleetError> {
     sealed_trust(context).map(|(_, trust)| trust)
 }
 
-async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<Trust>, FleetError> {
+async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<(SealedDocument, Trust)>, FleetError> {
     let Some(message) = bus.kv_get(POLICY, TRUST_KEY).await? else { return Ok(None) };
-    let trust = open_trust(&message.payload, &context.root).map_err(|reason| FleetError::Trust { reason })?;
-    Ok(Some(trust))
+    let wrong = |reason: String| FleetError::Trust { reason };
+    let sealed: SealedDocument = serde_json::from_slice(&message.payload).map_err(|error| wrong(error.to_string()))?;
+    let trust = Trust::open(&sealed, &context.root).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some((sealed, trust)))
 }
 
-fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
+pub(crate) fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
     let sealed: SealedDocument = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
     Trust::open(&sealed, root).map_err(|error| error.to_string())
 }

@@ -6,7 +6,7 @@ use bus::claims::{self, Creds};
 use bus::clock;
 use bus::keys::FleetKeys;
 use message::trust::TrustKind;
-use message::{NodeName, Operator, PublicKey, SealedDocument, Timestamp, Trust, WIRE_VERSION};
+use message::{NodeName, Operator, PublicKey, SealedDocument, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
@@ -14,13 +14,12 @@ use crate::connection::Fleet;
 use crate::context::{Context, DEFAULT_CONTEXT, Home};
 use crate::error::FleetError;
 use crate::files::{self, Access};
+use crate::root::RootKey;
 
 /// The first operator of a fleet.
 pub const FIRST_OPERATOR: &str = "admin";
 /// What the station is called, and in whose name is ordered.
 pub const STATION: &str = "central";
-/// The root's private key below `<home>/keys`; it may be taken offline.
-const ROOT_FILE: &str = "fleet-root.nk";
 
 /// What a new node is given, in one file: who it is, whom to believe, where the broker is. It is a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,27 +213,18 @@ fn trust_at(home: &Home, root: &PublicKey, first: &Operator) -> Result<(), Fleet
         Some(trust) => trust.serial + 1,
         None => 1,
     };
-    let sealed = seal_trust(home, serial, clock::now(), vec![first.clone()])?;
+    let trust = Trust {
+        v: WIRE_VERSION,
+        kind: TrustKind::Trust,
+        serial,
+        issued: clock::now(),
+        operators: vec![first.clone()],
+        policy_keys: vec![],
+        revoked: vec![],
+    };
+    let sealed = RootKey::find(home, None, root)?.seal(&trust)?;
     let text = serde_json::to_string_pretty(&sealed).map_err(|error| FleetError::signing(&error))?;
     files::write(&path, &format!("{text}\n"), Access::Plain)
-}
-
-/// Signs a list of operators with the root's key, which must be in the home for it.
-fn seal_trust(
-    home: &Home,
-    serial: u64,
-    issued: Timestamp,
-    operators: Vec<Operator>,
-) -> Result<SealedDocument, FleetError> {
-    let path = home.keys_dir().join(ROOT_FILE);
-    let wrong = |reason: &str| FleetError::File { path: path.clone(), reason: reason.to_owned() };
-    let seed = files::read(&path)?.ok_or_else(|| {
-        wrong("the root's key is not here; bring it back from where it is kept to change who may order")
-    })?;
-    let root = KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed"))?;
-    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators, policy_keys: vec![] };
-    let document = serde_json::to_string(&trust).map_err(|error| FleetError::signing(&error))?;
-    SealedDocument::new(document, &root).map_err(|error| FleetError::signing(&error))
 }
 
 #[cfg(test)]

@@ -11,12 +11,15 @@ pub mod enroll;
 pub mod events;
 pub mod job;
 pub mod nodes;
+pub mod operators;
 pub mod order;
 
 mod connection;
 mod error;
 mod files;
 mod glob;
+mod revoke;
+mod root;
 mod steady;
 
 pub use connection::{Fleet, TRUST_KEY};
@@ -26,4 +29,7 @@ pub use error::FleetError;
 pub use events::{EventFilter, EventLine, Events, Since};
 pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
 pub use nodes::{FleetView, Node, Selection};
+pub use operators::{OperatorBundle, OperatorRevoked};
 pub use order::{CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};
+pub use revoke::cut_off;
+pub use root::RootKey;

@@ -339,6 +339,7 @@ async fn a_job_for_thousands_is_stored_whole_and_sent_once() {
                 labels: [].into(),
                 enrolled: Timestamp::from_ms(0),
                 by: "admin".into(),
+                revoked: None,
             },
             sign: None,
             last_seen: None,

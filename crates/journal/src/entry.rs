@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, Timestamp, Token};
+use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, PublicKey, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 /// How long after its expiry an order's id is remembered: as long as the broker could still replay it.
@@ -28,6 +28,9 @@ pub struct Entry {
     /// The key under which it supersedes, and is superseded while it waits.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub supersede: Option<Token>,
+    /// The key that signed it, for as long as it waits: whoever is no operator any more by then has ordered nothing.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub signer: Option<PublicKey>,
     /// What happened to it.
     pub history: History,
     /// Why, where the state needs a reason.

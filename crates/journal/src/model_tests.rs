@@ -341,6 +341,7 @@ fn entry(id: OrderId, random: &mut Random) -> Entry {
         domain: Token::domain("operatingsystem").unwrap(),
         expires: Timestamp::from_ms(1_000),
         supersede: None,
+        signer: None,
         history,
         reason: (random.below(3) == 0).then(|| "why".to_owned()),
         outcome: None,

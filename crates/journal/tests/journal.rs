@@ -21,6 +21,7 @@ fn entry(number: u8, states: &[State]) -> Entry {
         domain: Token::domain("operatingsystem").unwrap(),
         expires: Timestamp::from_ms(1_000),
         supersede: None,
+        signer: None,
         history,
         reason: None,
         outcome: None,

@@ -199,6 +199,7 @@ fn trust() -> Trust {
         issued: noon_and(-MINUTE_MS),
         operators: vec![Operator::admin("admin", PublicKey::of(&operator()))],
         policy_keys: vec![],
+        revoked: vec![],
     }
 }
 
@@ -391,6 +392,7 @@ fn node_record() -> NodeRecord {
         labels: [("site".to_owned(), "oslo".to_owned())].into(),
         enrolled: noon_and(-MINUTE_MS),
         by: "admin".into(),
+        revoked: None,
     }
 }
 

@@ -30,6 +30,7 @@ fn node(name: &str, state: NodeState, reason: Option<&str>, seen_s: Option<i64>,
         labels,
         enrolled: ago(9_999),
         by: "admin".into(),
+        revoked: None,
     };
     let sign = seen_s.map(|_| LifeSign {
         v: 1,

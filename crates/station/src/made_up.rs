@@ -20,6 +20,7 @@ pub(crate) fn trust(operator: &KeyPair) -> Trust {
         issued: Timestamp::default(),
         operators: vec![Operator::admin("admin", PublicKey::of(operator))],
         policy_keys: vec![],
+        revoked: vec![],
     }
 }
 
@@ -32,6 +33,7 @@ pub(crate) fn record(name: &str, key: &KeyPair) -> NodeRecord {
         labels: [("site".to_owned(), "oslo".to_owned())].into(),
         enrolled: Timestamp::default(),
         by: "admin".into(),
+        revoked: None,
     }
 }
 

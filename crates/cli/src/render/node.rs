@@ -135,6 +135,7 @@ pub(crate) mod tests {
             labels,
             enrolled: Timestamp::from_ms(0),
             by: "admin".into(),
+            revoked: None,
         };
         Node {
             record,

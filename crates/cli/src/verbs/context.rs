@@ -1,7 +1,9 @@
 //! `steward context`: which fleet is meant, and as whom.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
-use fleet::Context;
+use fleet::{Context, OperatorBundle};
 use serde_json::json;
 
 use crate::exit::Exit;
@@ -30,6 +32,20 @@ enum Verb {
         /// Its name
         name: String,
     },
+    /// Make a context of what `steward operator add NAME --out FILE` wrote
+    ///
+    /// Keys and list of operators go below --home. The file is a secret: delete it afterwards.
+    #[command(
+        after_help = "Example:\n  steward operator add anna --out anna.operator && steward context import anna.operator --home ./anna"
+    )]
+    Import {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The name of the context [default: the operator's]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
     /// Show the context in use, with what the flags override
     ///
     /// `creds` is a file that the `nats` CLI and any NATS client take.
@@ -48,6 +64,7 @@ pub(crate) fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
                 session.out.note(format!("{name} is the current context"));
             }
         }
+        Verb::Import { file, name } => import(session, &file, name.as_deref())?,
         Verb::Show => show(session)?,
     }
     Ok(Exit::Success)
@@ -88,6 +105,25 @@ fn ls(session: &mut Session) -> anyhow::Result<()> {
     }
     let colors = session.out.colors();
     table.lines(colors).into_iter().try_for_each(|line| session.out.line(line))
+}
+
+fn import(session: &mut Session, file: &Path, name: Option<&str>) -> anyhow::Result<()> {
+    let home = session.home()?;
+    let first = Context::list(&home)?.is_empty();
+    let context = OperatorBundle::load(file)?.install(&home, name)?;
+    if first {
+        Context::select(&home, &context.name)?;
+    }
+    if session.out.is_json() {
+        return session.out.json(&context.to_json());
+    }
+    session.out.note(format!(
+        "the context {} orders as {}; {} can be deleted",
+        context.name,
+        context.operator,
+        file.display()
+    ));
+    Ok(())
 }
 
 fn show(session: &mut Session) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ pub(crate) mod job;
 pub(crate) mod keeper;
 pub(crate) mod man;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod ping;
 pub(crate) mod ps;
 pub(crate) mod run;
@@ -46,6 +47,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Ping(args) => quick(ping::run(args, s)),
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
+        Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),

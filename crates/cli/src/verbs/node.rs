@@ -69,7 +69,23 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         creds_out: Option<PathBuf>,
     },
+    /// Throw a node out: the broker cuts it off at once, and nothing that it says counts any more
+    ///
+    /// Needs the fleet's keys in --home. Its name stays taken, and `node ls` shows it as revoked, until `steward node rm`.
+    #[command(
+        after_help = "Example:\n  steward node enroll ship9 --out ship9.bundle && steward node revoke ship9 --yes"
+    )]
+    Revoke {
+        /// The node
+        #[arg(value_name = "NODE")]
+        name: NodeName,
+        /// Yes, it shall be cut off
+        #[arg(long)]
+        yes: bool,
+    },
     /// Take a node off the list
+    ///
+    /// Its credentials go on to be valid at the broker: `steward node revoke` first, if they are not to be.
     #[command(after_help = "Example:\n  steward node rm ship9 --yes")]
     Rm {
         /// The node
@@ -87,6 +103,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Show { name } => show(session, &name).await,
         Verb::Label { name, changes } => label(session, &name, &changes).await,
         Verb::Enroll { name, out, creds_out } => enroll(session, &name, out.as_deref(), creds_out.as_deref()).await,
+        Verb::Revoke { name, yes } => revoke(session, &name, yes).await,
         Verb::Rm { name, yes } => rm(session, &name, yes).await,
     }?;
     Ok(Exit::Success)
@@ -195,6 +212,21 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
         file.sync_all()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn revoke(session: &mut Session, name: &NodeName, yes: bool) -> anyhow::Result<()> {
+    if !yes {
+        return Err(Usage::new(format!(
+            "{name} would be cut off for good: only a new key brings the unit back. Say so with `steward node revoke {name} --yes`"
+        ))
+        .into());
+    }
+    let record = session.connect().await?.revoke(&session.home()?, name).await?;
+    if session.out.is_json() {
+        return session.out.json(&json!({"name": name, "key": record.key, "revoked": record.revoked}));
+    }
+    session.out.note(format!("{name} is cut off: its key {} counts no more", record.key));
+    Ok(())
 }
 
 async fn rm(session: &mut Session, name: &NodeName, yes: bool) -> anyhow::Result<()> {

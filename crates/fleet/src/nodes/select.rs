@@ -90,6 +90,7 @@ mod tests {
                 labels: [].into(),
                 enrolled: Timestamp::default(),
                 by: "admin".into(),
+                revoked: None,
             },
             sign: None,
             last_seen: None,
