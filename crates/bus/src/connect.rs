@@ -37,6 +37,18 @@ impl Credentials {
         Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(pair) })
     }
 
+    /// An identity from its two halves.
+    ///
+    /// # Errors
+    /// [`BusError::Credentials`] when the seed is none.
+    pub fn of(creds: &crate::claims::Creds) -> Result<Self, BusError> {
+        let wrong = |error: crate::claims::ClaimsError| BusError::Credentials {
+            path: "memory".into(),
+            reason: error.to_string(),
+        };
+        Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(creds.key().map_err(wrong)?) })
+    }
+
     /// Reads a `.creds` file.
     ///
     /// # Errors

@@ -58,6 +58,10 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE", env = "NATS_CREDS", hide_env_values = true)]
     pub(crate) creds: Option<PathBuf>,
 
+    /// Server and credentials of a context of the `nats` command line, instead of the context's
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) nats_context: Option<String>,
+
     /// How to print: for people, as one JSON value, as one JSON value a line as things happen, or as a plain table
     #[arg(
         short,

@@ -6,7 +6,6 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bus::claims::Creds;
 use bus::kv::POLICY;
 use bus::{Bus, BusError, ConnectOptions, Credentials};
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use message::{PublicKey, Seal, SealedDocument, Trust};
 use crate::context::Context;
 use crate::error::FleetError;
 use crate::files;
+use crate::identity;
 use crate::operators::save_list;
 
 /// The key of bucket `POLICY` at which the list of operators stands.
@@ -46,7 +46,7 @@ impl Fleet {
     /// [`FleetError`] when the credentials cannot be read, the broker cannot be reached, or no list of operators
     /// is signed by the context's root.
     pub async fn connect(context: &Context) -> Result<Self, FleetError> {
-        let (credentials, options) = options(context, false)?;
+        let (credentials, options) = options(context, false).await?;
         let bus = tokio::time::timeout(CONNECT_MAX, Bus::connect(options)).await.map_err(|_| {
             let reason = format!("no answer within {} s", CONNECT_MAX.as_secs());
             BusError::Unreachable { server: context.server.clone(), reason }
@@ -74,7 +74,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the credentials or `<home>/trust.json` cannot be used.
     pub async fn connect_patiently(context: &Context) -> Result<Self, FleetError> {
-        let (credentials, options) = options(context, true)?;
+        let (credentials, options) = options(context, true).await?;
         let trust = trust_at_home(context)?;
         Ok(Self::assemble(Bus::connect(options).await?, context, credentials, trust))
     }
@@ -185,12 +185,9 @@ impl Fleet {
     }
 }
 
-fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
-    let origin = context.creds.display().to_string();
-    let text = files::read(&context.creds)?
-        .ok_or_else(|| BusError::Credentials { path: origin.clone(), reason: "there is no such file".into() })?;
-    let credentials = Credentials::parse(&text, &origin)?;
-    let creds = Creds::parse(&text)?;
+async fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
+    let creds = identity::creds(context).await?;
+    let credentials = Credentials::of(&creds)?;
     let (name, _) = creds.identity()?;
     let options = ConnectOptions {
         server: context.server.clone(),

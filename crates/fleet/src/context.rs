@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::FleetError;
 use crate::files::{self, Access, io_error};
+use crate::identity;
 
 /// The context that is made first, and current until another is selected.
 pub const DEFAULT_CONTEXT: &str = "default";
@@ -78,6 +79,8 @@ pub struct Context {
     pub server: String,
     /// The credentials: a file that the `nats` CLI and any NATS client take. Absolute, or as the caller gave it.
     pub creds: PathBuf,
+    /// The command that prints the private key, where that is not kept in `creds`: program and arguments.
+    pub key_command: Option<Vec<String>>,
     /// The node in whose name is ordered: replies go to it.
     pub node: NodeName,
     /// The home that it belongs to.
@@ -95,6 +98,8 @@ pub struct Context {
 struct ContextFile {
     server: String,
     creds: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_command: Option<Vec<String>>,
     node: NodeName,
     root: PublicKey,
     operator: String,
@@ -120,6 +125,7 @@ impl Context {
             server: read.server,
             // Joining an absolute path gives that path.
             creds: home.dir().join(read.creds),
+            key_command: read.key_command,
             node: read.node,
             home: home.dir().to_owned(),
             root: read.root,
@@ -183,6 +189,7 @@ impl Context {
         let written = ContextFile {
             server: self.server.clone(),
             creds: self.creds.strip_prefix(home.dir()).unwrap_or(&self.creds).to_owned(),
+            key_command: self.key_command.clone(),
             node: self.node.clone(),
             root: self.root.clone(),
             operator: self.operator.clone(),
@@ -190,6 +197,18 @@ impl Context {
         let text = toml::to_string(&written)
             .map_err(|error| FleetError::File { path: path.clone(), reason: error.to_string() })?;
         files::write(&path, &text, Access::Plain)
+    }
+
+    /// Has a command print the private key from now on: once it has given the right one, the file of credentials is left with
+    /// the token alone.
+    ///
+    /// # Errors
+    /// [`FleetError::Usage`] when the command gives no key, [`BusError`](bus::BusError) when it gives another.
+    pub async fn take_key_from(&mut self, command: &[String]) -> Result<(), FleetError> {
+        self.key_command = Some(command.to_vec());
+        let creds = identity::creds(self).await?;
+        self.save(&self.home())?;
+        files::write(&self.creds, &creds.render_public(), Access::Secret)
     }
 
     /// The home that it belongs to.
@@ -203,6 +222,7 @@ impl Context {
             "name": self.name,
             "server": self.server,
             "creds": self.creds,
+            "key_command": self.key_command,
             "home": self.home,
             "node": self.node,
             "operator": self.operator,
@@ -247,6 +267,7 @@ mod tests {
             name: "default".into(),
             server: "nats://127.0.0.1:4222".into(),
             creds: home.creds_dir().join("admin.creds"),
+            key_command: None,
             node: NodeName::new("central").unwrap(),
             home: home.dir().to_owned(),
             root: PublicKey::of(&root),

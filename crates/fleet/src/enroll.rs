@@ -136,6 +136,35 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
     Ok(bundle)
 }
 
+/// Gives a node a new key, and cuts the old one off. The bundle is at `path`, or in place of the one of a node that runs on this
+/// host, before anything else changes: a key that was lost would leave the name with nobody.
+///
+/// # Errors
+/// [`FleetError::NoMatch`] when there is no such node; [`FleetError::Usage`] when it is not said where the bundle goes.
+pub async fn rotate(
+    home: &Home,
+    keys: &FleetKeys,
+    fleet: &Fleet,
+    name: &NodeName,
+    path: Option<&Path>,
+) -> Result<Bundle, FleetError> {
+    fleet.node(name).await?;
+    let here = home.node_dir(name).join("bundle.json");
+    let path = match path {
+        Some(path) => path,
+        None if here.is_file() => &here,
+        None => {
+            return Err(FleetError::usage(format!(
+                "{name} does not run in this home: say where its new bundle shall be written with --out FILE"
+            )));
+        }
+    };
+    let bundle = new_bundle(keys, fleet, name).await?;
+    bundle.save(path)?;
+    fleet.replace_key(home, name, &bundle.key()?).await?;
+    Ok(bundle)
+}
+
 async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<Bundle, FleetError> {
     let creds = keys.node_user(name.as_str(), &KeyPair::new_user())?;
     Ok(Bundle {
@@ -172,6 +201,7 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),
         creds,
+        key_command: None,
         node: station,
         home: home.dir().to_owned(),
         root,

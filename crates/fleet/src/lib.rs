@@ -18,15 +18,17 @@ mod connection;
 mod error;
 mod files;
 mod glob;
+mod identity;
 mod revoke;
 mod root;
 mod steady;
 
 pub use connection::{Fleet, TRUST_KEY};
 pub use context::{Context, Home};
-pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized};
+pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized, rotate};
 pub use error::FleetError;
 pub use events::{EventFilter, EventLine, Events, Since};
+pub use identity::{NatsContext, key_from_command};
 pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
 pub use nodes::{FleetView, Node, Selection};
 pub use operators::{OperatorBundle, OperatorRevoked};

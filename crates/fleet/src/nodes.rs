@@ -203,6 +203,27 @@ impl Fleet {
         Err(BusError::Conflict { what: format!("the record of {name}") }.into())
     }
 
+    /// Puts a new key into the record of a node, revoked or not, and cuts the old one off. Returns the record as it is now.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when there is no such node, otherwise when the fleet's keys are not in `home`.
+    pub async fn replace_key(&self, home: &Home, name: &NodeName, key: &PublicKey) -> Result<NodeRecord, FleetError> {
+        let by = self.signing_operator()?;
+        for _ in 0..CONFLICTS_MAX {
+            let Some(written) = self.bus().kv_get(NODES, name.as_str()).await? else {
+                return Err(self.unknown(&[name]).await);
+            };
+            let mut record = self.believe(&written)?;
+            cut_off(home, self.context(), Role::Node, &record.key).await?;
+            (record.key, record.revoked, record.enrolled) = (key.clone(), None, clock::now());
+            record.by.clone_from(&by);
+            if self.write_record(&record, written.sequence).await? {
+                return Ok(record);
+            }
+        }
+        Err(BusError::Conflict { what: format!("the record of {name}") }.into())
+    }
+
     /// Signs and stores the record of a node. The same name with the same key changes nothing.
     ///
     /// # Errors

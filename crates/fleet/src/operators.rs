@@ -93,6 +93,14 @@ impl OperatorBundle {
         files::write(path, &format!("{text}\n"), Access::Secret)
     }
 
+    /// Puts the credentials in it in the place of those at `path`.
+    ///
+    /// # Errors
+    /// [`FleetError::Io`] when the disk refuses.
+    pub fn replace_creds(&self, path: &Path) -> Result<(), FleetError> {
+        files::write(path, &self.creds, Access::Secret)
+    }
+
     /// Makes a context of it in `home`, under the operator's name or another.
     ///
     /// # Errors
@@ -122,6 +130,7 @@ impl OperatorBundle {
             name,
             server: self.server.clone(),
             creds,
+            key_command: None,
             node: self.node.clone(),
             home: home.dir().to_owned(),
             root: self.root.clone(),
@@ -135,8 +144,8 @@ impl OperatorBundle {
 /// What revoking an operator has come to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorRevoked {
-    /// The key that counts no more.
-    pub key: PublicKey,
+    /// The keys that count no more.
+    pub keys: Vec<PublicKey>,
     /// The serial of the new list.
     pub serial: u64,
     /// How many records of nodes were signed anew.
@@ -181,19 +190,11 @@ impl Fleet {
                 Ok(())
             })
             .await?;
-        Ok(OperatorBundle {
-            v: WIRE_VERSION,
-            kind: OperatorKind::Operator,
-            name: name.clone(),
-            server: self.context().server.clone(),
-            creds,
-            node: self.context().node.clone(),
-            root: self.context().root.clone(),
-            trust: sealed,
-        })
+        Ok(self.operator_bundle(name, creds, sealed))
     }
 
-    /// Throws out an operator: the broker cuts him off, and nodes refuse what he has signed as soon as they hear of it.
+    /// Throws out an operator: the broker cuts him off, and nodes refuse what he has signed as soon as they hear of it. With
+    /// `key`, of several keys that go by his name only that one.
     ///
     /// # Errors
     /// [`FleetError::Usage`] when there is none of that name, or it is oneself.
@@ -202,34 +203,96 @@ impl Fleet {
         home: &Home,
         root: &RootKey,
         name: &str,
+        key: Option<&PublicKey>,
     ) -> Result<OperatorRevoked, FleetError> {
         self.signing_operator()?;
         let trust = self.trust();
-        let Some(operator) = trust.operators.iter().find(|operator| operator.name == name) else {
+        let named = trust.operators.iter().filter(|operator| operator.name == name);
+        let keys: Vec<PublicKey> =
+            named.map(|operator| operator.key.clone()).filter(|held| key.is_none_or(|key| key == held)).collect();
+        if keys.is_empty() {
             let names: Vec<&str> = trust.operators.iter().map(|operator| operator.name.as_str()).collect();
-            return Err(FleetError::usage(format!("there is no operator {name}; there are {}", names.join(", "))));
-        };
-        let key = operator.key.clone();
-        if key == self.key() {
+            let with = key.map(|key| format!(" with the key {key}")).unwrap_or_default();
             return Err(FleetError::usage(format!(
-                "{name} is who you are: what this key has signed about nodes must be signed anew by another one. Use \
-                 the context of another operator (`steward context ls`)"
+                "there is no operator {name}{with}; there are {}",
+                names.join(", ")
             )));
         }
-        cut_off(home, self.context(), Role::Operator, &key).await?;
+        if keys.contains(&self.key()) {
+            return Err(FleetError::usage(format!(
+                "{name} is who you are: what this key has signed about nodes must be signed anew by another one. Use \
+                 the context of another operator (`steward context ls`), or take a new key with `steward operator \
+                 rotate {name}`"
+            )));
+        }
+        for key in &keys {
+            cut_off(home, self.context(), Role::Operator, key).await?;
+        }
         // From here on he can write nothing any more.
-        let records = self.sign_anew(&key).await?;
+        let mut records = 0;
+        for key in &keys {
+            records += self.sign_anew(key).await?;
+        }
         let sealed = self
             .change_trust(root, |trust| {
-                trust.operators.retain(|operator| operator.key != key);
-                if trust.revoked(&key).is_none() {
-                    trust.revoked.push(Revoked { name: name.to_owned(), key: key.clone(), revoked: clock::now() });
+                trust.operators.retain(|operator| !keys.contains(&operator.key));
+                for key in &keys {
+                    if trust.revoked(key).is_none() {
+                        trust.revoked.push(Revoked { name: name.to_owned(), key: key.clone(), revoked: clock::now() });
+                    }
                 }
                 Ok(())
             })
             .await?;
         let serial = Trust::open(&sealed, &self.context().root).map_or(0, |trust| trust.serial);
-        Ok(OperatorRevoked { key, serial, records })
+        Ok(OperatorRevoked { keys, serial, records })
+    }
+
+    /// Puts a second key for an operator on the list, with the roles of the first. Both count until the older one is revoked,
+    /// which takes the new one if it is one's own.
+    ///
+    /// # Errors
+    /// [`FleetError::Usage`] when there is none of that name, or he has two keys already.
+    pub async fn renew_operator(
+        &self,
+        keys: &FleetKeys,
+        root: &RootKey,
+        name: &NodeName,
+    ) -> Result<(OperatorBundle, PublicKey), FleetError> {
+        let (pair, trust) = (KeyPair::new_user(), self.trust());
+        let mut named = trust.operators.iter().filter(|operator| operator.name == name.as_str());
+        let (held, second) = (named.next(), named.next());
+        let Some(held) = held else {
+            return Err(FleetError::usage(format!("there is no operator {name}; `steward operator ls` lists them")));
+        };
+        if second.is_some() {
+            return Err(FleetError::usage(format!(
+                "{name} has two keys already: revoke the older one first with `steward operator revoke {name} --key KEY --yes`"
+            )));
+        }
+        let (old, roles, key) = (held.key.clone(), held.roles.clone(), PublicKey::of(&pair));
+        let creds = keys.operator_user(name.as_str(), &pair)?.render();
+        let sealed = self
+            .change_trust(root, |trust| {
+                let operator = Operator { name: name.to_string(), key: key.clone(), roles: roles.clone() };
+                trust.operators.push(operator);
+                Ok(())
+            })
+            .await?;
+        Ok((self.operator_bundle(name, creds, sealed), old))
+    }
+
+    fn operator_bundle(&self, name: &NodeName, creds: String, trust: SealedDocument) -> OperatorBundle {
+        OperatorBundle {
+            v: WIRE_VERSION,
+            kind: OperatorKind::Operator,
+            name: name.clone(),
+            server: self.context().server.clone(),
+            creds,
+            node: self.context().node.clone(),
+            root: self.context().root.clone(),
+            trust,
+        }
     }
 
     /// Signs the records of nodes that `signer` had signed with this identity. Returns how many.

@@ -3,15 +3,14 @@
 //! It lies in the home when the fleet is made, and is meant to be kept elsewhere from then on. It is read for the
 //! moment, from a file that nobody but its owner can read, and must never be written anywhere.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use message::{PublicKey, SealedDocument, Trust};
 use nkeys::KeyPair;
 
 use crate::context::Home;
 use crate::error::FleetError;
-use crate::files::{self, io_error};
+use crate::files;
 
 /// The root's private key below `<home>/keys`; it may be taken offline.
 const ROOT_FILE: &str = "fleet-root.nk";
@@ -39,7 +38,7 @@ impl RootKey {
                  is kept, and name it with --root FILE"
             ))
         })?;
-        check_mode(&path)?;
+        files::check_secret(&path)?;
         let pair = KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed".into()))?;
         if PublicKey::of(&pair) != *root {
             let reason = format!("it is the key {}, and this fleet's root is {root}", pair.public_key());
@@ -53,18 +52,4 @@ impl RootKey {
         let document = serde_json::to_string(trust).map_err(|error| FleetError::signing(&error))?;
         SealedDocument::new(document, &self.0).map_err(|error| FleetError::signing(&error))
     }
-}
-
-/// A secret that others could have read is none.
-fn check_mode(path: &PathBuf) -> Result<(), FleetError> {
-    let mode = std::fs::metadata(path).map_err(io_error("look at", path))?.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
-    }
-    let reason = format!(
-        "others than its owner can read it (mode {mode:o}); run `chmod 600 {}`, and if anyone may have seen it, it is \
-         no secret any more",
-        path.display()
-    );
-    Err(FleetError::File { path: path.clone(), reason })
 }

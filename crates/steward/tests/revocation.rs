@@ -193,9 +193,12 @@ async fn a_revoked_operator_orders_nothing_more_anywhere() {
     eventually("what ran has ended", || stands(&world, &runs, "ship1")["state"] == "succeeded");
 
     // The broker's disk in foreign hands: the list of before, of which the root's signature holds.
-    for old in [&with_bob, &list_before] {
+    for old in [&list_before, &with_bob] {
         admin.kv_put("POLICY", "trust", Bytes::from(old.clone()), None).await.unwrap();
         replay(SUBJECT).await;
+        // The node has judged it before anything else changes.
+        world.json(0, &["run", "ship1", "--domain", "other", "--", "true"]);
+        assert_eq!(lines(&witness), ["ran"]);
     }
     world.end_agent("ship1", 9);
     world.agent("ship1", &[]);
@@ -264,4 +267,68 @@ fn the_list_of_operators_changes_by_the_root_key_alone() {
     // Names are had once.
     let twice = world.steward(&["operator", "add", "anna", "--root", kept, "--out", world.path("x").to_str().unwrap()]);
     assert_eq!(twice.status.code(), Some(2), "{twice:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gets_a_new_key_under_its_old_name() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    world.json(0, &["node", "label", "ship1", "site=oslo"]);
+    world.json(0, &["run", "ship1", "--", "true"]);
+    let old = stolen_from(&world, "ship1");
+    let thief = connect(&world, &old, "_INBOX.ship1", EDGE_API).await.unwrap();
+    world.json(0, &["node", "rotate", "ship1"]);
+    cut_off(&thief).await;
+    let refused = connect(&world, &old, "_INBOX.ship1", EDGE_API).await;
+    assert!(matches!(refused, Err(BusError::Refused { .. })), "{:?}", refused.err());
+    world.end_agent("ship1", 15);
+    world.agent("ship1", &[]);
+    world.json(0, &["run", "ship1", "--", "true"]);
+    assert_eq!(world.json(0, &["node", "show", "ship1"])["labels"]["site"], "oslo");
+
+    // A unit that was thrown out comes back by an explicit act, and not by its old key.
+    world.json(0, &["node", "revoke", "ship1", "--yes"]);
+    world.end_agent("ship1", 9);
+    let bundle = world.path("ship1.bundle");
+    world.json(0, &["node", "rotate", "ship1", "--out", bundle.to_str().unwrap()]);
+    world.agent("ship1", &["--bundle", bundle.to_str().unwrap()]);
+    world.json(0, &["run", "ship1", "--wait", "30s", "--", "true"]);
+    let nobody = world.steward(&["node", "rotate", "ship7", "--out", world.path("ship7").to_str().unwrap()]);
+    assert_eq!(nobody.status.code(), Some(5), "{nobody:?}");
+    assert!(!world.path("ship7").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_get_new_keys_while_the_fleet_goes_on() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    let creds = world.path("creds/admin.creds");
+    let old = Credentials::load(&creds).unwrap();
+    let his_bus = connect(&world, &old, "_INBOX_admin", CORE_API).await.unwrap();
+    let job = world.json(0, &["run", "ship1", "--", "true"]);
+    let rotated = world.json(0, &["operator", "rotate", "admin"]);
+    cut_off(&his_bus).await;
+    assert_eq!(PublicKey::of(old.pair()).as_str(), rotated["old_key"].as_str().unwrap());
+    let refused = connect(&world, &old, "_INBOX_admin", CORE_API).await;
+    assert!(matches!(refused, Err(BusError::Refused { .. })), "{:?}", refused.err());
+    // Nodes, their records and earlier jobs are what they were.
+    world.json(0, &["run", "ship1", "--", "true"]);
+    let shown = world.json(0, &["job", "show", job["job"].as_str().unwrap()]);
+    assert_eq!(shown["nodes"], job["nodes"]);
+    let (bytes, headers) = forged(&world.operator_bus().await, job["job"].as_str().unwrap(), &old).await;
+    world.operator_bus().await.publish("ship1.command.shellcommand.operatingsystem", headers, bytes).await.unwrap();
+
+    // With both for a while: what the old key has ordered still counts.
+    world.json(0, &["operator", "add", "bob"]);
+    world.end_agent("ship1", 15);
+    let away = world.json(4, &["--context", "bob", "run", "ship1", "--wait", "0s", "--", "true"]);
+    let kept = world.json(0, &["operator", "rotate", "bob", "--keep-old"]);
+    assert_eq!(world.steward(&["operator", "rotate", "bob"]).status.code(), Some(2), "he has two already");
+    world.agent("ship1", &[]);
+    let away = away["job"].as_str().unwrap();
+    eventually("the old key's order is done", || world.steward(&["job", "show", away]).status.success());
+    let done = world.json(0, &["job", "watch", away]);
+    assert_eq!(done["counts"]["succeeded"], 1, "{done}");
+    world.json(0, &["operator", "revoke", "bob", "--key", kept["old_key"].as_str().unwrap(), "--yes"]);
+    world.json(0, &["--context", "bob", "run", "ship1", "--", "true"]);
 }

@@ -54,7 +54,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Ps(args) => quick(ps::run(args, s)),
         Verb::Doctor(args) => quick(bounded(s.global.timeout, doctor::run(args, s))),
         Verb::Init(args) => init::run(args, s),
-        Verb::Context(args) => context::run(args, s),
+        Verb::Context(args) => quick(context::run(args, s)),
         Verb::Completions(args) => completions::run(args, s),
         Verb::Man(args) => man::run(args, s),
         Verb::Version(args) => version::run(args, s),

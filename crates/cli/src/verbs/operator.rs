@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bus::keys::FleetKeys;
 use clap::Subcommand;
 use fleet::RootKey;
-use message::{NameError, NodeName, Token};
+use message::{NameError, NodeName, PublicKey, SignatureError, Token};
 use serde_json::json;
 
 use crate::exit::{Exit, Usage};
@@ -67,12 +67,38 @@ enum Verb {
         /// What he is called
         #[arg(value_name = "NAME")]
         name: String,
+        /// Of several keys that go by his name, only this one
+        #[arg(long, value_name = "KEY", value_parser = public_key)]
+        key: Option<PublicKey>,
         /// Yes, he shall be cut off
         #[arg(long)]
         yes: bool,
         #[command(flatten)]
         root: Root,
     },
+    /// Give an operator a new key, and throw out the old one
+    ///
+    /// Without --out, the credentials of his context below --home are replaced. What the old key has ordered and nobody has begun
+    /// is not begun; with --keep-old it goes on to count until `steward operator revoke NAME --key KEY --yes`.
+    #[command(after_help = "Examples:\n  steward operator rotate admin\n  \
+        steward operator add bob && steward operator rotate bob --out bob.operator")]
+    Rotate {
+        /// What he is called
+        #[arg(value_name = "NAME")]
+        name: NodeName,
+        /// Where to write what he needs
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Let the old key count until it is revoked
+        #[arg(long)]
+        keep_old: bool,
+        #[command(flatten)]
+        root: Root,
+    },
+}
+
+fn public_key(text: &str) -> Result<PublicKey, SignatureError> {
+    PublicKey::parse(text)
 }
 
 fn role(text: &str) -> Result<Token, NameError> {
@@ -83,7 +109,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     match args.verb {
         Verb::Ls => ls(session).await,
         Verb::Add { name, roles, out, root } => add(session, &name, roles, out.as_deref(), &root).await,
-        Verb::Revoke { name, yes, root } => revoke(session, &name, yes, &root).await,
+        Verb::Revoke { name, key, yes, root } => revoke(session, &name, key.as_ref(), yes, &root).await,
+        Verb::Rotate { name, out, keep_old, root } => rotate(session, &name, out.as_deref(), keep_old, &root).await,
     }?;
     Ok(Exit::Success)
 }
@@ -171,7 +198,13 @@ async fn add(
     Ok(())
 }
 
-async fn revoke(session: &mut Session, name: &str, yes: bool, root: &Root) -> anyhow::Result<()> {
+async fn revoke(
+    session: &mut Session,
+    name: &str,
+    key: Option<&PublicKey>,
+    yes: bool,
+    root: &Root,
+) -> anyhow::Result<()> {
     if !yes {
         return Err(Usage::new(format!(
             "{name} would be cut off, and what he has ordered and nobody has begun would not be done: say so with \
@@ -180,17 +213,85 @@ async fn revoke(session: &mut Session, name: &str, yes: bool, root: &Root) -> an
         .into());
     }
     let root = root_key(session, root)?;
-    let gone = session.connect().await?.revoke_operator(&session.home()?, &root, name).await?;
+    let gone = session.connect().await?.revoke_operator(&session.home()?, &root, name, key).await?;
     if session.out.is_json() {
-        let told = json!({"name": name, "key": gone.key, "serial": gone.serial, "records_signed_anew": gone.records});
+        let told = json!({"name": name, "keys": gone.keys, "serial": gone.serial, "records_signed_anew": gone.records});
         return session.out.json(&told);
     }
-    session.out.note(format!("{name} is cut off: the key {} counts no more (list {})", gone.key, gone.serial));
+    let keys: Vec<&str> = gone.keys.iter().map(PublicKey::as_str).collect();
+    session.out.note(format!("{name} is cut off: {} counts no more (list {})", keys.join(", "), gone.serial));
     if gone.records > 0 {
         session.out.note(format!(
             "{} records of nodes that he had signed are signed by you now: see with `steward node ls` that they are right",
             gone.records
         ));
     }
+    Ok(())
+}
+
+async fn rotate(
+    session: &mut Session,
+    name: &NodeName,
+    out: Option<&Path>,
+    keep_old: bool,
+    root: &Root,
+) -> anyhow::Result<()> {
+    let home = session.home()?;
+    let context = match out {
+        Some(path) => {
+            anyhow::ensure!(!path.exists(), "{} is there already: choose another file, or remove it", path.display());
+            None
+        }
+        None => {
+            let mut of_his = Vec::new();
+            for context in fleet::Context::list(&home)? {
+                let context = fleet::Context::load(&home, Some(&context))?;
+                if context.operator == name.as_str() {
+                    of_his.push(context);
+                }
+            }
+            anyhow::ensure!(
+                of_his.len() == 1,
+                "{} has {} contexts of {name}, so that it is not clear where the new key goes: say --out FILE",
+                home.dir().display(),
+                of_his.len()
+            );
+            let context = of_his.pop();
+            anyhow::ensure!(
+                context.as_ref().is_none_or(|context| context.key_command.is_none()),
+                "the key of {name} is kept where a command finds it: say --out FILE, and bring the new one there"
+            );
+            context
+        }
+    };
+    let (root, keys) = (root_key(session, root)?, FleetKeys::open(home.dir())?);
+    let fleet = session.connect().await?;
+    let (bundle, old) = fleet.renew_operator(&keys, &root, name).await?;
+    match (out, &context) {
+        (Some(path), _) => bundle.save(path)?,
+        (None, Some(context)) => bundle.replace_creds(&context.creds)?,
+        (None, None) => {}
+    }
+    if !keep_old {
+        // Nobody throws himself out: with the new key, if the old one is that of this context.
+        let by = match &context {
+            Some(context) if fleet.key() == old => {
+                let server = session.context()?.server;
+                fleet::Fleet::connect(&fleet::Context { server, ..context.clone() }).await?
+            }
+            _ => fleet,
+        };
+        by.revoke_operator(&home, &root, name.as_str(), Some(&old)).await?;
+    }
+    let key = bus::claims::Creds::parse(&bundle.creds)?.token()?.sub;
+    if session.out.is_json() {
+        return session
+            .out
+            .json(&json!({"name": name, "key": key, "old_key": old, "old_key_counts": keep_old, "bundle": out}));
+    }
+    session.out.note(format!(
+        "{name} signs with {key} from now on; {old} {}",
+        if keep_old { "counts until it is revoked" } else { "counts no more" }
+    ));
     Ok(())
 }
