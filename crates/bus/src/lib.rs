@@ -17,6 +17,7 @@ pub mod read;
 mod resolver;
 mod setup;
 pub mod streams;
+pub mod tls;
 pub mod wire;
 
 pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, Link};

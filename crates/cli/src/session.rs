@@ -45,6 +45,9 @@ impl Session {
             context.server = nats.server.unwrap_or(context.server);
             (context.creds, context.key_command) = (nats.creds, None);
         }
+        if let Some(ca) = &self.global.ca {
+            context.ca = Some(ca.clone());
+        }
         // What was said for this one command goes before what was said for all.
         let said = self.global.nats_context.is_none();
         if let Some(server) = self.global.server.as_ref().filter(|url| said || !is_variable("NATS_URL", Path::new(url)))
@@ -60,7 +63,8 @@ impl Session {
 
     /// The fleet of the context in use.
     pub(crate) async fn connect(&self) -> anyhow::Result<Fleet> {
-        Ok(Fleet::connect(&self.context()?).await?)
+        // Boxed: it is the largest part of every verb.
+        Ok(Box::pin(Fleet::connect(&self.context()?)).await?)
     }
 
     /// How long one execution may take.

@@ -191,6 +191,7 @@ async fn options(context: &Context, patient: bool) -> Result<(Credentials, Conne
     let (name, _) = creds.identity()?;
     let options = ConnectOptions {
         server: context.server.clone(),
+        ca: context.ca.clone(),
         credentials: credentials.clone(),
         name: format!("steward {name}"),
         inbox_prefix: Some(creds.inbox_prefix()?),

@@ -77,6 +77,8 @@ pub struct Context {
     pub name: String,
     /// Where the broker is.
     pub server: String,
+    /// The authority that the broker's certificate must come from, a PEM file; `None`: those that this machine trusts.
+    pub ca: Option<PathBuf>,
     /// The credentials: a file that the `nats` CLI and any NATS client take. Absolute, or as the caller gave it.
     pub creds: PathBuf,
     /// The command that prints the private key, where that is not kept in `creds`: program and arguments.
@@ -97,6 +99,8 @@ pub struct Context {
 #[serde(deny_unknown_fields)]
 struct ContextFile {
     server: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<PathBuf>,
     creds: PathBuf,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key_command: Option<Vec<String>>,
@@ -123,6 +127,7 @@ impl Context {
         Ok(Self {
             name,
             server: read.server,
+            ca: read.ca.map(|ca| home.dir().join(ca)),
             // Joining an absolute path gives that path.
             creds: home.dir().join(read.creds),
             key_command: read.key_command,
@@ -188,6 +193,7 @@ impl Context {
         let path = file(home, &self.name);
         let written = ContextFile {
             server: self.server.clone(),
+            ca: self.ca.as_ref().map(|ca| ca.strip_prefix(home.dir()).unwrap_or(ca).to_owned()),
             creds: self.creds.strip_prefix(home.dir()).unwrap_or(&self.creds).to_owned(),
             key_command: self.key_command.clone(),
             node: self.node.clone(),
@@ -197,6 +203,13 @@ impl Context {
         let text = toml::to_string(&written)
             .map_err(|error| FleetError::File { path: path.clone(), reason: error.to_string() })?;
         files::write(&path, &text, Access::Plain)
+    }
+
+    /// The authority's certificate, for others to verify the broker with.
+    pub(crate) fn ca_pem(&self) -> Result<Option<String>, FleetError> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        let missing = || FleetError::File { path: path.clone(), reason: "there is no such file".into() };
+        Ok(Some(files::read(path)?.ok_or_else(missing)?))
     }
 
     /// Has a command print the private key from now on: once it has given the right one, the file of credentials is left with
@@ -221,6 +234,7 @@ impl Context {
         serde_json::json!({
             "name": self.name,
             "server": self.server,
+            "ca": self.ca,
             "creds": self.creds,
             "key_command": self.key_command,
             "home": self.home,
@@ -267,6 +281,7 @@ mod tests {
             name: "default".into(),
             server: "nats://127.0.0.1:4222".into(),
             creds: home.creds_dir().join("admin.creds"),
+            ca: None,
             key_command: None,
             node: NodeName::new("central").unwrap(),
             home: home.dir().to_owned(),

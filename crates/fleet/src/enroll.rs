@@ -33,6 +33,9 @@ pub struct Bundle {
     pub name: NodeName,
     /// Where the broker is.
     pub server: String,
+    /// The authority that the broker's certificate must come from, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// The text of its `.creds` file.
     pub creds: String,
     /// The fleet's root key.
@@ -118,6 +121,7 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
         fleet.register(name, &bundle.key()?).await?;
         let before = bundle.clone();
         bundle.server.clone_from(&fleet.context().server);
+        bundle.ca = fleet.context().ca_pem()?;
         bundle.trust = fleet.sealed_trust().await?;
         if bundle != before {
             bundle.save(&path)?;
@@ -172,6 +176,7 @@ async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<
         kind: BundleKind::Bundle,
         name: name.clone(),
         server: fleet.context().server.clone(),
+        ca: fleet.context().ca_pem()?,
         creds: creds.render(),
         root: fleet.context().root.clone(),
         trust: fleet.sealed_trust().await?,
@@ -200,6 +205,7 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
     let context = Context {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),
+        ca: None,
         creds,
         key_command: None,
         node: station,
@@ -310,6 +316,7 @@ mod tests {
             kind: BundleKind::Bundle,
             name: NodeName::new("ship1").unwrap(),
             server: SERVER.into(),
+            ca: None,
             creds: keys.node_user("ship1", &KeyPair::new_user()).unwrap().render(),
             root: context.root.clone(),
             trust: crate::connection::sealed_trust(&context).unwrap().0,

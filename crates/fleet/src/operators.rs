@@ -41,6 +41,9 @@ pub struct OperatorBundle {
     pub name: NodeName,
     /// Where the broker is.
     pub server: String,
+    /// The authority that the broker's certificate must come from, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// The text of his `.creds` file.
     pub creds: String,
     /// The node in whose name he orders.
@@ -126,9 +129,18 @@ impl OperatorBundle {
             None => save_list(home, &self.trust)?,
         }
         files::write(&creds, &self.creds, Access::Secret)?;
+        let ca = match &self.ca {
+            Some(pem) => {
+                let path = home.contexts_dir().join(format!("{name}.ca.pem"));
+                files::write(&path, pem, Access::Plain)?;
+                Some(path)
+            }
+            None => None,
+        };
         let context = Context {
             name,
             server: self.server.clone(),
+            ca,
             creds,
             key_command: None,
             node: self.node.clone(),
@@ -190,7 +202,7 @@ impl Fleet {
                 Ok(())
             })
             .await?;
-        Ok(self.operator_bundle(name, creds, sealed))
+        self.operator_bundle(name, creds, sealed)
     }
 
     /// Throws out an operator: the broker cuts him off, and nodes refuse what he has signed as soon as they hear of it. With
@@ -279,20 +291,26 @@ impl Fleet {
                 Ok(())
             })
             .await?;
-        Ok((self.operator_bundle(name, creds, sealed), old))
+        Ok((self.operator_bundle(name, creds, sealed)?, old))
     }
 
-    fn operator_bundle(&self, name: &NodeName, creds: String, trust: SealedDocument) -> OperatorBundle {
-        OperatorBundle {
+    fn operator_bundle(
+        &self,
+        name: &NodeName,
+        creds: String,
+        trust: SealedDocument,
+    ) -> Result<OperatorBundle, FleetError> {
+        Ok(OperatorBundle {
             v: WIRE_VERSION,
             kind: OperatorKind::Operator,
             name: name.clone(),
             server: self.context().server.clone(),
+            ca: self.context().ca_pem()?,
             creds,
             node: self.context().node.clone(),
             root: self.context().root.clone(),
             trust,
-        }
+        })
     }
 
     /// Signs the records of nodes that `signer` had signed with this identity. Returns how many.

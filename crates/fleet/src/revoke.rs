@@ -41,6 +41,7 @@ async fn system_bus(keys: &FleetKeys, context: &Context) -> Result<Bus, FleetErr
     let creds = keys.system_user()?;
     let options = ConnectOptions {
         server: context.server.clone(),
+        ca: context.ca.clone(),
         credentials: Credentials::parse(&creds.render(), "the system's credentials")?,
         name: "steward system".to_owned(),
         inbox_prefix: Some(creds.inbox_prefix()?),

@@ -89,6 +89,7 @@ impl PlayedNode {
         let creds = bus::claims::Creds::parse(&bundle.creds).unwrap();
         let bus = Bus::connect(ConnectOptions {
             server: bundle.server.clone(),
+            ca: None,
             credentials: Credentials::parse(&bundle.creds, "bundle").unwrap(),
             name: bundle.name.to_string(),
             inbox_prefix: Some(creds.inbox_prefix().unwrap()),

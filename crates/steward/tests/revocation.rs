@@ -28,6 +28,7 @@ async fn connect(
 ) -> Result<Bus, BusError> {
     Bus::connect(ConnectOptions {
         server: world.ready["server"].as_str().unwrap().to_owned(),
+        ca: None,
         credentials: credentials.clone(),
         name: "thief".into(),
         inbox_prefix: Some(inbox.into()),
