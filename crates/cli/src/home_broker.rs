@@ -182,8 +182,11 @@ async fn furnish(
 fn own_context(home: &Home, server: &str, ca: Option<&Path>) -> anyhow::Result<Context> {
     let mut context = Context::load(home, Some(OWN_CONTEXT))?;
     // Somebody may have listed the other servers of a cluster beside it.
-    if context.server.split(',').all(|known| known.trim() != server) || context.ca.as_deref() != ca {
-        server.clone_into(&mut context.server);
+    let known = context.server.split(',').any(|known| known.trim() == server);
+    if !known || context.ca.as_deref() != ca {
+        if !known {
+            server.clone_into(&mut context.server);
+        }
         context.ca = ca.map(Path::to_owned);
         context.save(home)?;
     }
