@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use journal::Entry;
-use message::{JobId, OrderId, State, Token};
+use message::{JobId, OrderId, PublicKey, State, Token};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,7 @@ struct Held {
     job: JobId,
     key: Option<Token>,
     sequence: u64,
+    signer: Option<PublicKey>,
     stage: Stage,
 }
 
@@ -66,8 +67,8 @@ impl InHand {
     /// Takes an order in hand that is journaled as `delivered` or `running`.
     pub(crate) fn add(&self, entry: &Entry) {
         let stage = if entry.history.state() == State::Running { self.running() } else { Stage::Waiting };
-        let (job, key) = (entry.job.clone(), entry.supersede.clone());
-        self.table().insert(entry.id, Held { job, key, sequence: entry.sequence, stage });
+        let (job, key, signer) = (entry.job.clone(), entry.supersede.clone(), entry.by.clone());
+        self.table().insert(entry.id, Held { job, key, sequence: entry.sequence, signer, stage });
     }
 
     /// For the order's process: whether it may begin now. Waits while intake is about to withdraw the order.
@@ -108,6 +109,13 @@ impl InHand {
         let older = |held: &Held| held.key.as_ref() == Some(key) && held.sequence < sequence;
         let found = table.iter().filter(|(_, held)| matches!(held.stage, Stage::Waiting) && older(held));
         found.map(|(id, _)| *id).collect()
+    }
+
+    /// The waiting orders, and who has signed each.
+    pub(crate) fn waiting_by(&self) -> Vec<(OrderId, PublicKey)> {
+        let table = self.table();
+        let waiting = table.iter().filter(|(_, held)| matches!(held.stage, Stage::Waiting));
+        waiting.filter_map(|(id, held)| Some((*id, held.signer.clone()?))).collect()
     }
 
     /// Keeps a waiting order from beginning; `false` when it is too late. [`InHand::withdrawn`] must follow.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bus::chain::{Arrival, Chain};
-use bus::{Bus, BusError, LiveOrders, Message, clock, kv, live};
+use bus::{Bus, BusError, LiveOrders, LiveStored, Message, clock, kv, live};
 use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
 use message::method::{APPROVE, CANCEL};
 use message::policy::Decision;
@@ -109,6 +109,12 @@ impl Intake {
 
     pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), BusError> {
         let mut live = LiveOrders::open(&self.bus, &self.identity.me.name).await?;
+        let hints = [format!("core.KV.{}.*", kv::POLICY)];
+        let mut hints = LiveStored::open(&self.bus, &hints).await?;
+        // A newer list may have been kept just before the last run broke off.
+        if let Err(error) = self.withdraw_revoked().await {
+            tracing::warn!(%error, "what revoked operators had ordered is looked through again at the next catch-up");
+        }
         let mut link = self.bus.link();
         let mut seen_link = *link.borrow_and_update();
         // The first thing to do, as soon as the link is up.
@@ -138,6 +144,15 @@ impl Intake {
                         due = Some(Instant::now());
                     }
                     seen_link = now;
+                }
+                hint = hints.next() => {
+                    let Some(hint) = hint else { return Ok(()) };
+                    if self.trusted.hear(&hint.message, &self.journal).await
+                        && let Err(error) = self.withdraw_revoked().await
+                    {
+                        self.fall_back(&error).await;
+                        due = Some(Instant::now());
+                    }
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
                     last_catch_up = Instant::now();
@@ -353,7 +368,7 @@ impl Intake {
             self.give_back(&batch);
             return Err(error);
         }
-        if batch.decided.is_empty() {
+        if batch.decided.is_empty() && batch.withdrawn.is_empty() {
             return Ok(());
         }
         let mut writes = Vec::with_capacity(batch.decided.len() + 1);
@@ -444,9 +459,13 @@ impl Intake {
         self.held.get_or_insert_default();
         if !greeted {
             self.check_epoch().await?;
-            self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        }
+        // Each time: a hint that the list is another may have been lost.
+        self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        if !greeted {
             self.gate.refresh(&self.bus).await.map_err(|error| error.to_string())?;
         }
+        self.withdraw_revoked().await.map_err(|error| error.to_string())?;
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         self.identity.time.read(scan.opened_at());
@@ -521,12 +540,19 @@ impl Intake {
         let (mut unknown, mut signers) = (Vec::new(), BTreeMap::new());
         for message in messages {
             let grounds = Grounds { me: &self.identity.me, trust: &trust, now: Timestamp::from_ms(i64::MIN) };
-            if let Verdict::Take { order, operator } = judge(&message.subject, &message.payload, message.seal(), grounds)
-                && self.journal.find(&order.id).map_err(|error| error.to_string())?.is_none()
+            let verdict = judge(&message.subject, &message.payload, message.seal(), grounds);
+            let (order, operator) = match verdict {
+                Verdict::Take { order, operator } => (order, Some(operator)),
+                Verdict::Refuse { order, state: State::Rejected, .. } => (order, None),
+                _ => continue,
+            };
+            if self.journal.find(&order.id).map_err(|error| error.to_string())?.is_none()
                 // Once, though it may have been stored several times: a second account would be of another time.
                 && unknown.iter().all(|(earlier, _): &(Order, u64)| earlier.id != order.id)
             {
-                signers.insert(order.id, (order.clone(), operator));
+                if let Some(operator) = operator {
+                    signers.insert(order.id, (order.clone(), operator));
+                }
                 unknown.push((*order, message.sequence));
             }
         }

@@ -4,7 +4,7 @@
 //! signature holds, and only what a trusted operator signed is answered: an answer to anybody else could be
 //! aimed, or could contradict the fate of a genuine order whose id was copied.
 
-use message::{Addressee, Operator, Order, Seal, SignatureError, State, Timestamp, Trust, order::OrderError};
+use message::{Addressee, Operator, Order, Revoked, Seal, SignatureError, State, Timestamp, Trust, order::OrderError};
 
 /// Why a message is discarded without an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,12 +75,23 @@ pub struct Grounds<'a> {
 pub fn judge(subject: &str, payload: &[u8], seal: Result<Seal, SignatureError>, grounds: Grounds<'_>) -> Verdict {
     match verified(subject, payload, seal, grounds) {
         Err(discard) => Verdict::Discard(discard),
+        Ok((order, Signer::Revoked(who))) => {
+            let reason = format!("{} has signed it, who is no operator any more since {}", who.name, who.revoked);
+            Verdict::Refuse { order: Box::new(order), state: State::Rejected, reason }
+        }
         Ok((order, _)) if order.expires <= grounds.now => {
             let reason = format!("it expired at {}, before this node got it", order.expires);
             Verdict::Refuse { order: Box::new(order), state: State::Expired, reason }
         }
-        Ok((order, operator)) => Verdict::Take { order: Box::new(order), operator },
+        Ok((order, Signer::Operator(operator))) => Verdict::Take { order: Box::new(order), operator },
     }
+}
+
+/// Whoever has signed an order: one who may order, or one who could once. The latter is answered too: what he ordered before
+/// may have waited for this node all the time, and must not stay without an end.
+enum Signer {
+    Operator(Operator),
+    Revoked(Revoked),
 }
 
 fn verified(
@@ -88,19 +99,21 @@ fn verified(
     payload: &[u8],
     seal: Result<Seal, SignatureError>,
     grounds: Grounds<'_>,
-) -> Result<(Order, Operator), Discard> {
+) -> Result<(Order, Signer), Discard> {
     let seal = seal?;
     if payload.len() > message::order::ORDER_BYTES_MAX {
         return Err(OrderError::TooLarge { bytes: payload.len() }.into());
     }
     // A stranger is turned away before the costlier check: a flood of wrongly signed messages must stay cheap.
-    let Some(operator) = grounds.trust.operator(&seal.key) else {
-        return Err(Discard::Stranger { key: seal.key });
+    let signer = match (grounds.trust.operator(&seal.key), grounds.trust.revoked(&seal.key)) {
+        (Some(operator), _) => Signer::Operator(operator.clone()),
+        (None, Some(revoked)) => Signer::Revoked(revoked.clone()),
+        (None, None) => return Err(Discard::Stranger { key: seal.key }),
     };
     seal.verify(payload)?;
     let order = Order::parse(payload)?;
     order.check_addressee(subject, grounds.me)?;
-    Ok((order, operator.clone()))
+    Ok((order, signer))
 }
 
 #[cfg(test)]
@@ -128,6 +141,7 @@ mod tests {
             issued: Timestamp::from_ms(0),
             operators: vec![admin],
             policy_keys: vec![],
+            revoked: vec![],
         }
     }
 
@@ -175,6 +189,19 @@ mod tests {
         let bytes = order().to_bytes().unwrap();
         let seal = Seal::over(&bytes, &pair(1)).unwrap();
         assert!(matches!(judged(SUBJECT, &bytes, Ok(seal), 2_000), Verdict::Refuse { state: State::Expired, .. }));
+    }
+
+    #[test]
+    fn an_order_of_one_who_is_an_operator_no_more_is_refused_and_reported() {
+        let bytes = order().to_bytes().unwrap();
+        let seal = Seal::over(&bytes, &pair(1)).unwrap();
+        let revoked = Revoked { name: "admin".into(), key: PublicKey::of(&pair(1)), revoked: Timestamp::from_ms(500) };
+        let trust = Trust { operators: vec![], revoked: vec![revoked], ..trust() };
+        let grounds = Grounds { me: &me(), trust: &trust, now: Timestamp::from_ms(1_500) };
+        let verdict = judge(SUBJECT, &bytes, Ok(seal.clone()), grounds);
+        assert!(matches!(verdict, Verdict::Refuse { state: State::Rejected, .. }), "{verdict:?}");
+        // What somebody else only says that he signed is nothing to answer.
+        assert_eq!(counter(judge(SUBJECT, b"{}", Ok(seal), grounds)), "wrongly_signed");
     }
 
     #[test]

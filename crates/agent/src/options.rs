@@ -24,6 +24,8 @@ pub struct Options {
     pub name: NodeName,
     /// Where the broker is: one URL, or several separated by commas.
     pub server: String,
+    /// The authority that the broker's certificate must come from, as a PEM file; `None`: those that this machine trusts.
+    pub ca: Option<PathBuf>,
     /// The text of its `.creds` file.
     pub credentials: String,
     /// The public key of the fleet's root.

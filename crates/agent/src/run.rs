@@ -339,6 +339,7 @@ fn load_config(options: &Options) -> Result<Config, AgentError> {
 async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
     let connect = ConnectOptions {
         server: options.server.clone(),
+        ca: options.ca.clone(),
         credentials,
         name: format!("steward agent {}", options.name),
         inbox_prefix: Some(format!("_INBOX.{}", options.name)),

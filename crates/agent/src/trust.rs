@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use bus::{Bus, BusError, kv};
+use bus::{Bus, BusError, Message, kv};
 use journal::{Journal, Write};
 use message::{PublicKey, SealedDocument, Trust};
 
@@ -36,10 +36,25 @@ impl Trusted {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes over a newer list from the bus, if there is one. An older one is never taken.
+    /// Takes over a newer list from the bus, if there is one.
     pub(crate) async fn refresh(&self, bus: &Bus, journal: &Journal) -> Result<(), BusError> {
-        let Some(value) = bus.kv_get(kv::POLICY, TRUST_KEY).await? else { return Ok(()) };
-        let Ok(text) = String::from_utf8(value.payload.to_vec()) else { return Ok(()) };
+        if let Some(value) = bus.kv_get(kv::POLICY, TRUST_KEY).await? {
+            self.take(&value, journal).await;
+        }
+        Ok(())
+    }
+
+    /// Takes over a newer list from what was just stored below `POLICY`, wherever it comes from: only its signature and its
+    /// serial count. Tells whether another list is in force now.
+    pub(crate) async fn hear(&self, stored: &Message, journal: &Journal) -> bool {
+        stored.subject.rsplit('.').next() == Some(TRUST_KEY)
+            && !kv::is_deletion(stored)
+            && self.take(stored, journal).await
+    }
+
+    /// An older list is never taken.
+    async fn take(&self, value: &Message, journal: &Journal) -> bool {
+        let Ok(text) = String::from_utf8(value.payload.to_vec()) else { return false };
         let opened = serde_json::from_str::<SealedDocument>(&text)
             .map_err(|error| error.to_string())
             .and_then(|sealed| Trust::open(&sealed, &self.root).map_err(|error| error.to_string()));
@@ -49,13 +64,14 @@ impl Trusted {
                 let serial = newer.serial;
                 if let Err(error) = journal.commit(vec![Write::Trust(text)]).await {
                     tracing::error!(%error, "a newer list of operators could not be kept; the older one stays in force");
-                    return Ok(());
+                    return false;
                 }
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(newer);
                 tracing::info!(serial, "a newer list of operators is in force");
+                return true;
             }
             Ok(_) => {}
         }
-        Ok(())
+        false
     }
 }

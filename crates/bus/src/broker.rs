@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::keys::Trust;
+use crate::tls::ServerTls;
 pub use conf::{Cluster, SyncInterval};
 pub use error::BrokerError;
 pub use find::{Finding, NoServer, OLDEST, Server, VARIABLE, Version, find_server, first_of};
@@ -59,6 +60,10 @@ pub struct BrokerConfig {
     pub server_name: String,
     /// Its place in a cluster; `None`: it is alone.
     pub cluster: Option<Cluster>,
+    /// What clients see of it; `None`: plain text.
+    pub tls: Option<ServerTls>,
+    /// What the other servers of its cluster see; `None`: plain text.
+    pub cluster_tls: Option<ServerTls>,
     /// What a power cut may take.
     pub sync: SyncInterval,
     /// The largest message.
@@ -80,6 +85,8 @@ impl BrokerConfig {
             server: None,
             server_name: "steward".to_owned(),
             cluster: None,
+            tls: None,
+            cluster_tls: None,
             sync: SyncInterval::Within(Duration::from_secs(1)),
             payload_bytes_max: 1 << 20,
             store_bytes_max: None,
@@ -103,6 +110,7 @@ pub struct Status {
 #[derive(Debug, Clone)]
 pub struct BrokerHandle {
     listen: SocketAddr,
+    tls: bool,
     store_bytes_max: u64,
     status: watch::Receiver<Status>,
 }
@@ -111,7 +119,7 @@ impl BrokerHandle {
     /// Where clients on this machine find it.
     #[must_use]
     pub fn client_url(&self) -> String {
-        format!("nats://{}", port::reachable(self.listen))
+        format!("{}://{}", if self.tls { "tls" } else { "nats" }, port::reachable(self.listen))
     }
 
     /// The address it listens on.
@@ -181,6 +189,8 @@ impl Broker {
             store_bytes_max,
             memory_bytes_max: MEMORY_BYTES_MAX,
             trust: &config.trust,
+            tls: config.tls.as_ref(),
+            cluster_tls: config.cluster_tls.as_ref(),
         }
         .render();
         home::replace(&conf, &text)?;
@@ -197,7 +207,7 @@ impl Broker {
         };
         let running = plan.launch().await?;
         let (status, watched) = watch::channel(Status { pid: Some(running.id()), restarts: 0, last_error: None });
-        let handle = BrokerHandle { listen, store_bytes_max, status: watched };
+        let handle = BrokerHandle { listen, tls: config.tls.is_some(), store_bytes_max, status: watched };
         Ok(Self { plan, running, handle, status, _lock: lock })
     }
 

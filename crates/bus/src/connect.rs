@@ -16,6 +16,8 @@ use crate::error::BusError;
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(20);
 /// How long one attempt to connect may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two complaints about a link that does not come about.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(15);
 /// How long the broker may take to answer a request.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,6 +38,18 @@ impl Credentials {
         let creds = crate::claims::Creds::parse(text).map_err(|error| wrong(&error.to_string()))?;
         let pair = creds.key().map_err(|error| wrong(&error.to_string()))?;
         Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(pair) })
+    }
+
+    /// An identity from its two halves.
+    ///
+    /// # Errors
+    /// [`BusError::Credentials`] when the seed is none.
+    pub fn of(creds: &crate::claims::Creds) -> Result<Self, BusError> {
+        let wrong = |error: crate::claims::ClaimsError| BusError::Credentials {
+            path: "memory".into(),
+            reason: error.to_string(),
+        };
+        Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(creds.key().map_err(wrong)?) })
     }
 
     /// Reads a `.creds` file.
@@ -60,6 +74,8 @@ impl Credentials {
 pub struct ConnectOptions {
     /// Where the broker is: one URL, or several separated by commas.
     pub server: String,
+    /// The authority that the broker's certificate must come from, as a PEM file; `None`: those that this machine trusts.
+    pub ca: Option<std::path::PathBuf>,
     /// Who connects.
     pub credentials: Credentials,
     /// What the broker's monitoring shows.
@@ -129,11 +145,17 @@ impl Bus {
         if let Some(prefix) = &options.inbox_prefix {
             connect = connect.custom_inbox_prefix(prefix);
         }
+        if let Some(ca) = &options.ca {
+            connect = connect.add_root_certificates(ca.clone()).require_tls(true);
+        }
         if options.patient {
             connect = connect.retry_on_initial_connect();
         }
         let servers: Vec<String> = options.server.split(',').map(|url| url.trim().to_owned()).collect();
-        let client = connect.connect(servers).await.map_err(|error| explain_connect_error(&options.server, &error))?;
+        let client = connect.connect(servers).await.map_err(|error| explain_connect_error(&options, &error))?;
+        if options.patient {
+            tokio::spawn(complain_until_up(options.clone(), link.clone()));
+        }
         Ok(Self { client: Client::Nats(client), api_prefix: options.api_prefix, link, server: options.server })
     }
 
@@ -209,14 +231,78 @@ fn note(sender: &watch::Sender<Link>, event: &async_nats::Event) {
     }
 }
 
-fn explain_connect_error(server: &str, error: &async_nats::ConnectError) -> BusError {
+/// A patient connection says nothing of why it does not come about: until it first has, somebody else asks now and then.
+fn complain_until_up(
+    options: ConnectOptions,
+    mut link: watch::Receiver<Link>,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    let options = ConnectOptions { patient: false, ..options };
+    Box::pin(async move {
+        loop {
+            tokio::select! {
+                // Up, or closed for good.
+                _ = link.wait_for(|link| link.ups > 0) => return,
+                () = tokio::time::sleep(COMPLAIN_EVERY) => {}
+            }
+            if let Err(error) = Bus::connect(options.clone()).await {
+                tracing::warn!(%error, "there is no link to the broker yet");
+            }
+        }
+    })
+}
+
+fn explain_connect_error(options: &ConnectOptions, error: &async_nats::ConnectError) -> BusError {
     use async_nats::ConnectErrorKind as Kind;
-    let server = server.to_owned();
-    let reason = error.to_string();
-    match error.kind() {
-        Kind::AuthorizationViolation | Kind::Authentication => BusError::Refused { server, reason },
-        _ => BusError::Unreachable { server, reason },
+    let server = options.server.clone();
+    let mut reason = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(below) = cause {
+        let text = below.to_string();
+        if !reason.contains(&text) {
+            reason = format!("{reason}: {text}");
+        }
+        cause = below.source();
     }
+    match (error.kind(), untrusted(&reason, options.ca.as_deref())) {
+        (_, Some(reason)) => BusError::Untrusted { server, reason },
+        (Kind::AuthorizationViolation | Kind::Authentication, None) => BusError::Refused { server, reason },
+        (_, None) => BusError::Unreachable { server, reason },
+    }
+}
+
+/// What to do about a broker that shows the wrong certificate, or none.
+fn untrusted(reason: &str, ca: Option<&Path>) -> Option<String> {
+    let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
+    if has(&["UnknownIssuer", "BadSignature", "CaUsedAsEndEntity"]) {
+        let authority = ca.map_or_else(
+            || "none of the authorities that this machine trusts has signed its certificate".to_owned(),
+            |ca| format!("its certificate is not signed by the authority in {}", ca.display()),
+        );
+        return Some(format!(
+            "{authority}. It is another fleet's, or its authority is new: get a new bundle, or the fleet's tls/ca.pem and \
+             name it with --ca FILE"
+        ));
+    }
+    if has(&["certificate expired", "Expired"]) {
+        return Some(
+            "its certificate has expired, or this machine's clock is wrong: where the fleet's keys are, start the broker \
+             again, which renews it"
+                .into(),
+        );
+    }
+    if has(&["not valid for name", "NotValidForName"]) {
+        return Some(
+            "its certificate is for other names than the one in this address: start it with `steward broker --advertise \
+             NAME`, or use a name that it has"
+                .into(),
+        );
+    }
+    if has(&["CertificateRequired", "certificate required"]) {
+        return Some("it asks for a certificate of the client, which Steward has none of yet".into());
+    }
+    has(&["tls error", "TLS error", "TLS connection"]).then(|| {
+        format!("no TLS comes about ({reason}). If it speaks plain text, start it with TLS, or leave `ca` out of the context")
+    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,14 @@ pub enum BusError {
         /// What the broker said.
         reason: String,
     },
+    /// Somebody answered, and it is not proven who.
+    #[error("the broker at {server} is not trusted: {reason}")]
+    Untrusted {
+        /// The address tried.
+        server: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The link is down; it is being re-established.
     #[error("the link to the broker is down; it is being re-established")]
     Disconnected,

@@ -226,11 +226,82 @@ impl FleetKeys {
     /// # Errors
     /// When `public_key` is not one of a user, or the disk refuses.
     pub fn revoke_node(&mut self, public_key: &str) -> Result<String, KeysError> {
+        self.revoke(Role::Node, public_key)
+    }
+
+    /// The same for a user of any role: returns the new token of the account that the role lives in.
+    ///
+    /// # Errors
+    /// As [`Self::revoke_node`].
+    pub fn revoke(&mut self, role: Role, public_key: &str) -> Result<String, KeysError> {
         check_user_key(public_key)?;
-        let mut edge = self.edge.token.nats.clone();
-        edge.revocations.insert(public_key.to_owned(), claims::unix_now());
-        reissue(&self.dir, &self.signing, &mut self.edge, edge)?;
-        Ok(self.edge.jwt.clone())
+        let mut account = self.account(role).token.nats.clone();
+        account.revocations.insert(public_key.to_owned(), claims::unix_now());
+        self.reissue(role, account)
+    }
+
+    /// Takes over what the broker knows to be revoked and these files do not: somebody may have revoked a key elsewhere, with
+    /// another copy of them. Claims that this fleet did not sign say nothing.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn learn(&mut self, role: Role, jwt: &str) -> Result<(), KeysError> {
+        let Ok(known) = claims::read::<Account>(jwt) else { return Ok(()) };
+        let own = self.account(role);
+        if known.iss != self.signing.public_key() || known.sub != own.token.sub {
+            return Ok(());
+        }
+        let mut account = own.token.nats.clone();
+        for (key, since) in known.nats.revocations {
+            let held = account.revocations.entry(key).or_insert(since);
+            *held = since.max(*held);
+        }
+        // Also when nothing is new: what is handed to the broker must be younger than what it has.
+        let younger = known.iat > own.token.iat;
+        if account != own.token.nats || younger {
+            self.account_mut(role).token.iat = known.iat.max(self.account(role).token.iat);
+            self.reissue(role, account)?;
+        }
+        Ok(())
+    }
+
+    /// The public key of the account that a role lives in.
+    #[must_use]
+    pub fn account_of(&self, role: Role) -> &str {
+        &self.account(role).token.sub
+    }
+
+    /// Keeps every other process from changing these files until the returned guard is dropped.
+    ///
+    /// # Errors
+    /// When another one has held them for 10 s.
+    pub fn lock(home: &Path) -> Result<std::fs::File, KeysError> {
+        let dir = files::dir(home);
+        files::check_dir(&dir)?;
+        files::lock(&dir)
+    }
+
+    fn reissue(&mut self, role: Role, account: Account) -> Result<String, KeysError> {
+        let (dir, signing) = (self.dir.clone(), self.signing.clone());
+        let issued = self.account_mut(role);
+        reissue(&dir, &signing, issued, account)?;
+        Ok(issued.jwt.clone())
+    }
+
+    fn account(&self, role: Role) -> &Issued {
+        match role {
+            Role::Node => &self.edge,
+            Role::System => &self.sys,
+            Role::Operator | Role::Station | Role::Provisioner => &self.core,
+        }
+    }
+
+    fn account_mut(&mut self, role: Role) -> &mut Issued {
+        match role {
+            Role::Node => &mut self.edge,
+            Role::System => &mut self.sys,
+            Role::Operator | Role::Station | Role::Provisioner => &mut self.core,
+        }
     }
 
     /// The keys of nodes that were cut off, and since when (seconds of Unix time).
@@ -246,11 +317,7 @@ impl FleetKeys {
     fn user_jwt(&self, role: Role, name: &str, public_key: &str) -> Result<String, KeysError> {
         check_name(name)?;
         check_user_key(public_key)?;
-        let account = match role {
-            Role::Node => &self.edge,
-            Role::System => &self.sys,
-            Role::Operator | Role::Station | Role::Provisioner => &self.core,
-        };
+        let account = self.account(role);
         // Every role has a key: `create` and `open` see to it.
         let signer = self.roles.iter().find(|(of, _)| *of == role).map_or(&self.signing, |(_, key)| key);
         let user = User::scoped(account.token.sub.clone(), vec![format!("{ROLE_TAG}{}", role.as_str())]);

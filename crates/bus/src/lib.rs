@@ -15,10 +15,12 @@ pub mod keys;
 pub mod kv;
 pub mod live;
 pub mod read;
+mod resolver;
 mod setup;
 #[cfg(feature = "simulate")]
 pub mod simulate;
 pub mod streams;
+pub mod tls;
 pub mod wire;
 
 pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, Link};

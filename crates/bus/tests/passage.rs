@@ -180,6 +180,7 @@ async fn a_catch_up_begins_at_the_floor_again_after_one_that_broke_off() {
     let creds = world.keys.node_user("ship1", &nkeys::KeyPair::new_user()).unwrap();
     let bus = bus::Bus::connect(bus::ConnectOptions {
         server: world.broker.client_url(),
+        ca: None,
         credentials: bus::Credentials::parse(&creds.render(), "test").unwrap(),
         name: "ship1".into(),
         inbox_prefix: Some(creds.inbox_prefix().unwrap()),

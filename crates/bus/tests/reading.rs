@@ -16,6 +16,7 @@ async fn a_scan_whose_consumer_is_gone_fails_and_does_not_end_as_if_all_had_been
     let creds = world.keys.operator_user("alice", &KeyPair::new_user()).unwrap();
     let bus = Bus::connect(ConnectOptions {
         server: world.broker.client_url(),
+        ca: None,
         credentials: Credentials::parse(&creds.render(), "a test").unwrap(),
         name: "test".into(),
         inbox_prefix: Some(creds.inbox_prefix().unwrap()),

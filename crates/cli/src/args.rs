@@ -54,9 +54,17 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "URL", env = "NATS_URL", hide_env_values = true)]
     pub(crate) server: Option<String>,
 
+    /// The authority that the broker's certificate must come from, a PEM file, instead of the context's
+    #[arg(long, global = true, value_name = "FILE", env = "NATS_CA", hide_env_values = true)]
+    pub(crate) ca: Option<PathBuf>,
+
     /// A file of NATS credentials, instead of the context's
     #[arg(long, global = true, value_name = "FILE", env = "NATS_CREDS", hide_env_values = true)]
     pub(crate) creds: Option<PathBuf>,
+
+    /// Server and credentials of a context of the `nats` command line, instead of the context's
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) nats_context: Option<String>,
 
     /// How to print: for people, as one JSON value, as one JSON value a line as things happen, or as a plain table
     #[arg(
@@ -143,6 +151,7 @@ pub(crate) enum Verb {
     Job(verbs::job::Args),
     Node(verbs::node::Args),
     Policy(verbs::policy::Args),
+    Operator(verbs::operator::Args),
     Event(verbs::event::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),
@@ -174,6 +183,7 @@ fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Err
     // An empty variable means what an unset one means.
     let global = &mut cli.global;
     global.home = global.home.take().filter(|path| !path.as_os_str().is_empty());
+    global.ca = global.ca.take().filter(|path| !path.as_os_str().is_empty());
     global.creds = global.creds.take().filter(|path| !path.as_os_str().is_empty());
     global.server = global.server.take().filter(|url| !url.is_empty());
     Ok(cli)

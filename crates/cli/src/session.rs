@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use fleet::{Context, Fleet, Home};
+use fleet::{Context, Fleet, Home, NatsContext};
 
 use crate::args::Global;
 use crate::exit::Usage;
@@ -40,18 +40,31 @@ impl Session {
     /// The context in use, with what the flags override.
     pub(crate) fn context(&self) -> anyhow::Result<Context> {
         let mut context = Context::load(&self.home()?, self.global.context.as_deref())?;
-        if let Some(server) = &self.global.server {
+        if let Some(name) = &self.global.nats_context {
+            let nats = NatsContext::load(&nats_config()?, name)?;
+            context.server = nats.server.unwrap_or(context.server);
+            (context.creds, context.key_command) = (nats.creds, None);
+        }
+        if let Some(ca) = &self.global.ca {
+            context.ca = Some(ca.clone());
+        }
+        // What was said for this one command goes before what was said for all.
+        let said = self.global.nats_context.is_none();
+        if let Some(server) = self.global.server.as_ref().filter(|url| said || !is_variable("NATS_URL", Path::new(url)))
+        {
             context.server.clone_from(server);
         }
-        if let Some(creds) = &self.global.creds {
+        if let Some(creds) = self.global.creds.as_ref().filter(|path| said || !is_variable("NATS_CREDS", path)) {
             context.creds.clone_from(creds);
+            context.key_command = None;
         }
         Ok(context)
     }
 
     /// The fleet of the context in use.
     pub(crate) async fn connect(&self) -> anyhow::Result<Fleet> {
-        Ok(Fleet::connect(&self.context()?).await?)
+        // Boxed: it is the largest part of every verb.
+        Ok(Box::pin(Fleet::connect(&self.context()?)).await?)
     }
 
     /// How long one execution may take.
@@ -62,11 +75,10 @@ impl Session {
     /// Refuses flags that say where the fleet is, for verbs that decide it themselves. Variables may be set for
     /// other programs, and are passed over.
     pub(crate) fn refuse_server_flags(&self, verb: &str) -> anyhow::Result<()> {
-        let from_variable = |variable: &str, value: &Path| std::env::var_os(variable).is_some_and(|set| set == *value);
-        let server = self.global.server.as_ref().is_some_and(|url| !from_variable("NATS_URL", Path::new(url)));
-        let creds = self.global.creds.as_ref().is_some_and(|path| !from_variable("NATS_CREDS", path));
-        if server || creds {
-            let flag = if server { "--server" } else { "--creds" };
+        let server = self.global.server.as_ref().is_some_and(|url| !is_variable("NATS_URL", Path::new(url)));
+        let creds = self.global.creds.as_ref().is_some_and(|path| !is_variable("NATS_CREDS", path));
+        let flags = [(server, "--server"), (creds, "--creds"), (self.global.nats_context.is_some(), "--nats-context")];
+        if let Some((_, flag)) = flags.iter().find(|(said, _)| *said) {
             return Err(Usage::new(format!(
                 "`steward {verb}` has no use for {flag}: it works on its own home's broker"
             ))
@@ -89,8 +101,24 @@ impl Session {
         if let Some(context) = &self.global.context {
             flags.push_str(&format!(" --context {}", shell_word(context)));
         }
+        if let Some(context) = &self.global.nats_context {
+            flags.push_str(&format!(" --nats-context {}", shell_word(context)));
+        }
         flags
     }
+}
+
+/// Whether a value is what a variable says, which may be set for other programs.
+fn is_variable(variable: &str, value: &Path) -> bool {
+    std::env::var_os(variable).is_some_and(|set| set == *value)
+}
+
+/// Where the `nats` command line keeps what it knows.
+fn nats_config() -> anyhow::Result<PathBuf> {
+    let set = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    let config = config.ok_or_else(|| Usage::new("HOME is not set, so that there is no context of `nats`"))?;
+    Ok(config.join("nats"))
 }
 
 fn default_home() -> Option<PathBuf> {

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bus::claims::Creds;
 use bus::clock::{self, BrokerTime};
 use bus::kv::POLICY;
 use bus::{Bus, BusError, ConnectOptions, Credentials};
@@ -17,6 +16,8 @@ use message::{PublicKey, Seal, SealedDocument, Timestamp, Trust, units};
 use crate::context::Context;
 use crate::error::FleetError;
 use crate::files;
+use crate::identity;
+use crate::operators::save_list;
 
 /// The key of bucket `POLICY` at which the list of operators stands.
 pub const TRUST_KEY: &str = "trust";
@@ -27,7 +28,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// By how much this machine's clock may be off and still count. An answer of the broker takes its time, too.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(10);
 /// How often a write is tried again when somebody else was faster.
-const CONFLICTS_MAX: u32 = 5;
+pub(crate) const CONFLICTS_MAX: u32 = 5;
 
 /// A connection to a fleet with the identity of its context; cheap to clone.
 #[derive(Clone)]
@@ -52,16 +53,24 @@ impl Fleet {
     /// [`FleetError`] when the credentials cannot be read, the broker cannot be reached, or no list of operators
     /// is signed by the context's root.
     pub async fn connect(context: &Context) -> Result<Self, FleetError> {
-        let (credentials, options) = options(context, false)?;
+        let (credentials, options) = options(context, false).await?;
         let bus = tokio::time::timeout(CONNECT_MAX, Bus::connect(options)).await.map_err(|_| {
             let reason = format!("no answer within {} s", CONNECT_MAX.as_secs());
             BusError::Unreachable { server: context.server.clone(), reason }
         })??;
         let (ours, theirs) = (trust_at_home(context), trust_at_broker(&bus, context).await);
         let trust = match (ours, theirs) {
-            (Ok(ours), Ok(Some(theirs))) => newer(ours, theirs),
+            (Ok(ours), Ok(Some((_, theirs)))) if theirs.serial <= ours.serial => ours,
+            (ours, Ok(Some((sealed, theirs)))) => {
+                // Kept where there is a home: a broker that later tells an older one is not believed.
+                if ours.is_ok()
+                    && let Err(error) = save_list(&context.home(), &sealed)
+                {
+                    tracing::debug!(%error, "the newer list of operators is not kept");
+                }
+                theirs
+            }
             (Ok(ours), _) => ours,
-            (Err(_), Ok(Some(theirs))) => theirs,
             (Err(reason), _) => return Err(reason),
         };
         Ok(Self::assemble(bus, context, credentials, trust))
@@ -72,7 +81,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the credentials or `<home>/trust.json` cannot be used.
     pub async fn connect_patiently(context: &Context) -> Result<Self, FleetError> {
-        let (credentials, options) = options(context, true)?;
+        let (credentials, options) = options(context, true).await?;
         let trust = trust_at_home(context)?;
         Ok(Self::assemble(Bus::connect(options).await?, context, credentials, trust))
     }
@@ -137,7 +146,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the broker cannot be asked.
     pub async fn refresh_trust(&self) -> Result<(), FleetError> {
-        if let Some(theirs) = trust_at_broker(&self.bus, self.context()).await? {
+        if let Some((_, theirs)) = trust_at_broker(&self.bus, self.context()).await? {
             self.adopt(theirs);
         }
         Ok(())
@@ -175,7 +184,7 @@ impl Fleet {
         self.bus.close().await;
     }
 
-    fn adopt(&self, trust: Trust) {
+    pub(crate) fn adopt(&self, trust: Trust) {
         let mut held = self.shared.trust.write().unwrap_or_else(PoisonError::into_inner);
         if trust.serial > held.serial {
             *held = Arc::new(trust);
@@ -217,15 +226,13 @@ fn agreed_time(own: Timestamp, broker: Option<Timestamp>) -> (Timestamp, Option<
     }
 }
 
-fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
-    let origin = context.creds.display().to_string();
-    let text = files::read(&context.creds)?
-        .ok_or_else(|| BusError::Credentials { path: origin.clone(), reason: "there is no such file".into() })?;
-    let credentials = Credentials::parse(&text, &origin)?;
-    let creds = Creds::parse(&text)?;
+async fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOptions), FleetError> {
+    let creds = identity::creds(context).await?;
+    let credentials = Credentials::of(&creds)?;
     let (name, _) = creds.identity()?;
     let options = ConnectOptions {
         server: context.server.clone(),
+        ca: context.ca.clone(),
         credentials: credentials.clone(),
         name: format!("steward {name}"),
         inbox_prefix: Some(creds.inbox_prefix()?),
@@ -234,10 +241,6 @@ fn options(context: &Context, patient: bool) -> Result<(Credentials, ConnectOpti
         api_prefix: bus::CORE_API,
     };
     Ok((credentials, options))
-}
-
-fn newer(one: Trust, other: Trust) -> Trust {
-    if other.serial > one.serial { other } else { one }
 }
 
 /// The sealed list in the home, with what it says.
@@ -260,13 +263,15 @@ fn trust_at_home(context: &Context) -> Result<Trust, FleetError> {
     sealed_trust(context).map(|(_, trust)| trust)
 }
 
-async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<Trust>, FleetError> {
+async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<(SealedDocument, Trust)>, FleetError> {
     let Some(message) = bus.kv_get(POLICY, TRUST_KEY).await? else { return Ok(None) };
-    let trust = open_trust(&message.payload, &context.root).map_err(|reason| FleetError::Trust { reason })?;
-    Ok(Some(trust))
+    let wrong = |reason: String| FleetError::Trust { reason };
+    let sealed: SealedDocument = serde_json::from_slice(&message.payload).map_err(|error| wrong(error.to_string()))?;
+    let trust = Trust::open(&sealed, &context.root).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some((sealed, trust)))
 }
 
-fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
+pub(crate) fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
     let sealed: SealedDocument = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
     Trust::open(&sealed, root).map_err(|error| error.to_string())
 }

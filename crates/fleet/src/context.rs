@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::FleetError;
 use crate::files::{self, Access, io_error};
+use crate::identity;
 
 /// The context that is made first, and current until another is selected.
 pub const DEFAULT_CONTEXT: &str = "default";
@@ -81,8 +82,12 @@ pub struct Context {
     pub name: String,
     /// Where the broker is.
     pub server: String,
+    /// The authority that the broker's certificate must come from, a PEM file; `None`: those that this machine trusts.
+    pub ca: Option<PathBuf>,
     /// The credentials: a file that the `nats` CLI and any NATS client take. Absolute, or as the caller gave it.
     pub creds: PathBuf,
+    /// The command that prints the private key, where that is not kept in `creds`: program and arguments.
+    pub key_command: Option<Vec<String>>,
     /// The node in whose name is ordered: replies go to it.
     pub node: NodeName,
     /// The home that it belongs to.
@@ -99,7 +104,11 @@ pub struct Context {
 #[serde(deny_unknown_fields)]
 struct ContextFile {
     server: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<PathBuf>,
     creds: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_command: Option<Vec<String>>,
     node: NodeName,
     root: PublicKey,
     operator: String,
@@ -123,8 +132,10 @@ impl Context {
         Ok(Self {
             name,
             server: read.server,
+            ca: read.ca.map(|ca| home.dir().join(ca)),
             // Joining an absolute path gives that path.
             creds: home.dir().join(read.creds),
+            key_command: read.key_command,
             node: read.node,
             home: home.dir().to_owned(),
             root: read.root,
@@ -187,7 +198,9 @@ impl Context {
         let path = file(home, &self.name);
         let written = ContextFile {
             server: self.server.clone(),
+            ca: self.ca.as_ref().map(|ca| ca.strip_prefix(home.dir()).unwrap_or(ca).to_owned()),
             creds: self.creds.strip_prefix(home.dir()).unwrap_or(&self.creds).to_owned(),
+            key_command: self.key_command.clone(),
             node: self.node.clone(),
             root: self.root.clone(),
             operator: self.operator.clone(),
@@ -195,6 +208,25 @@ impl Context {
         let text = toml::to_string(&written)
             .map_err(|error| FleetError::File { path: path.clone(), reason: error.to_string() })?;
         files::write(&path, &text, Access::Plain)
+    }
+
+    /// The authority's certificate, for others to verify the broker with.
+    pub(crate) fn ca_pem(&self) -> Result<Option<String>, FleetError> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        let missing = || FleetError::File { path: path.clone(), reason: "there is no such file".into() };
+        Ok(Some(files::read(path)?.ok_or_else(missing)?))
+    }
+
+    /// Has a command print the private key from now on: once it has given the right one, the file of credentials is left with
+    /// the token alone.
+    ///
+    /// # Errors
+    /// [`FleetError::Usage`] when the command gives no key, [`BusError`](bus::BusError) when it gives another.
+    pub async fn take_key_from(&mut self, command: &[String]) -> Result<(), FleetError> {
+        self.key_command = Some(command.to_vec());
+        let creds = identity::creds(self).await?;
+        self.save(&self.home())?;
+        files::write(&self.creds, &creds.render_public(), Access::Secret)
     }
 
     /// The home that it belongs to.
@@ -207,7 +239,9 @@ impl Context {
         serde_json::json!({
             "name": self.name,
             "server": self.server,
+            "ca": self.ca,
             "creds": self.creds,
+            "key_command": self.key_command,
             "home": self.home,
             "node": self.node,
             "operator": self.operator,
@@ -252,6 +286,8 @@ mod tests {
             name: "default".into(),
             server: "nats://127.0.0.1:4222".into(),
             creds: home.creds_dir().join("admin.creds"),
+            ca: None,
+            key_command: None,
             node: NodeName::new("central").unwrap(),
             home: home.dir().to_owned(),
             root: PublicKey::of(&root),

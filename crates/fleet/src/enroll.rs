@@ -7,7 +7,7 @@ use bus::clock;
 use bus::keys::FleetKeys;
 use message::policy::Rules;
 use message::trust::TrustKind;
-use message::{NodeName, Operator, Policy, PublicKey, SealedDocument, Timestamp, Trust, WIRE_VERSION};
+use message::{NodeName, Operator, Policy, PublicKey, SealedDocument, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
@@ -16,13 +16,12 @@ use crate::context::{Context, DEFAULT_CONTEXT, Home};
 use crate::error::FleetError;
 use crate::files::{self, Access};
 use crate::policy;
+use crate::root::RootKey;
 
 /// The first operator of a fleet.
 pub const FIRST_OPERATOR: &str = "admin";
 /// What the station is called, and in whose name is ordered.
 pub const STATION: &str = "central";
-/// The root's private key below `<home>/keys`; it may be taken offline.
-const ROOT_FILE: &str = "fleet-root.nk";
 
 /// What a new node is given, in one file: who it is, whom to believe, where the broker is. It is a secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +35,9 @@ pub struct Bundle {
     pub name: NodeName,
     /// Where the broker is.
     pub server: String,
+    /// The authority that the broker's certificate must come from, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
     /// The text of its `.creds` file.
     pub creds: String,
     /// The fleet's root key.
@@ -124,6 +126,7 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
         fleet.register(name, &bundle.key()?).await?;
         let before = bundle.clone();
         bundle.server.clone_from(&fleet.context().server);
+        bundle.ca = fleet.context().ca_pem()?;
         bundle.trust = fleet.sealed_trust().await?;
         bundle.policy = fleet.policy().await?.map(|policy| policy.sealed).or(bundle.policy);
         if bundle != before {
@@ -143,6 +146,35 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
     Ok(bundle)
 }
 
+/// Gives a node a new key, and cuts the old one off. The bundle is at `path`, or in place of the one of a node that runs on this
+/// host, before anything else changes: a key that was lost would leave the name with nobody.
+///
+/// # Errors
+/// [`FleetError::NoMatch`] when there is no such node; [`FleetError::Usage`] when it is not said where the bundle goes.
+pub async fn rotate(
+    home: &Home,
+    keys: &FleetKeys,
+    fleet: &Fleet,
+    name: &NodeName,
+    path: Option<&Path>,
+) -> Result<Bundle, FleetError> {
+    fleet.node(name).await?;
+    let here = home.node_dir(name).join("bundle.json");
+    let path = match path {
+        Some(path) => path,
+        None if here.is_file() => &here,
+        None => {
+            return Err(FleetError::usage(format!(
+                "{name} does not run in this home: say where its new bundle shall be written with --out FILE"
+            )));
+        }
+    };
+    let bundle = new_bundle(keys, fleet, name).await?;
+    bundle.save(path)?;
+    fleet.replace_key(home, name, &bundle.key()?).await?;
+    Ok(bundle)
+}
+
 async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<Bundle, FleetError> {
     let creds = keys.node_user(name.as_str(), &KeyPair::new_user())?;
     Ok(Bundle {
@@ -150,6 +182,7 @@ async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<
         kind: BundleKind::Bundle,
         name: name.clone(),
         server: fleet.context().server.clone(),
+        ca: fleet.context().ca_pem()?,
         creds: creds.render(),
         root: fleet.context().root.clone(),
         trust: fleet.sealed_trust().await?,
@@ -180,7 +213,9 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
     let context = Context {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),
+        ca: None,
         creds,
+        key_command: None,
         node: station,
         home: home.dir().to_owned(),
         root,
@@ -222,7 +257,16 @@ fn trust_at(home: &Home, root: &PublicKey, first: &Operator) -> Result<(), Fleet
         Some(trust) => trust.serial + 1,
         None => 1,
     };
-    let sealed = seal_trust(home, serial, clock::now(), vec![first.clone()])?;
+    let trust = Trust {
+        v: WIRE_VERSION,
+        kind: TrustKind::Trust,
+        serial,
+        issued: clock::now(),
+        operators: vec![first.clone()],
+        policy_keys: vec![],
+        revoked: vec![],
+    };
+    let sealed = RootKey::find(home, None, root)?.seal(&trust)?;
     let text = serde_json::to_string_pretty(&sealed).map_err(|error| FleetError::signing(&error))?;
     files::write(&path, &format!("{text}\n"), Access::Plain)
 }
@@ -234,30 +278,7 @@ fn policy_at(home: &Home, root: &PublicKey) -> Result<(), FleetError> {
         return Ok(());
     }
     let first = Policy::new(1, root.clone(), clock::now(), Rules::first());
-    policy::save(home, &policy::seal(&first, &root_key(home)?)?)
-}
-
-/// Signs a list of operators with the root's key, which must be in the home for it.
-fn seal_trust(
-    home: &Home,
-    serial: u64,
-    issued: Timestamp,
-    operators: Vec<Operator>,
-) -> Result<SealedDocument, FleetError> {
-    let root = root_key(home)?;
-    let trust = Trust { v: WIRE_VERSION, kind: TrustKind::Trust, serial, issued, operators, policy_keys: vec![] };
-    let document = serde_json::to_string(&trust).map_err(|error| FleetError::signing(&error))?;
-    SealedDocument::new(document, &root).map_err(|error| FleetError::signing(&error))
-}
-
-/// The root's key, which may be kept elsewhere.
-pub(crate) fn root_key(home: &Home) -> Result<KeyPair, FleetError> {
-    let path = home.keys_dir().join(ROOT_FILE);
-    let wrong = |reason: &str| FleetError::File { path: path.clone(), reason: reason.to_owned() };
-    let seed = files::read(&path)?.ok_or_else(|| {
-        wrong("the root's key is not here; bring it back from where it is kept to change who may order")
-    })?;
-    KeyPair::from_seed(seed.trim()).map_err(|_| wrong("it does not hold an nkey seed"))
+    policy::save(home, &policy::seal(&first, RootKey::find(home, None, root)?.pair())?)
 }
 
 #[cfg(test)]
@@ -313,6 +334,7 @@ mod tests {
             kind: BundleKind::Bundle,
             name: NodeName::new("ship1").unwrap(),
             server: SERVER.into(),
+            ca: None,
             creds: keys.node_user("ship1", &KeyPair::new_user()).unwrap().render(),
             root: context.root.clone(),
             trust: crate::connection::sealed_trust(&context).unwrap().0,

@@ -122,6 +122,14 @@ pub enum FleetError {
         /// Why.
         reason: String,
     },
+    /// This very node was thrown out.
+    #[error(
+        "{name} was revoked, and its key with it: enrol the unit anew, under another name or after `steward node rm {name} --yes`"
+    )]
+    NodeRevoked {
+        /// Its name.
+        name: String,
+    },
     /// A node of this name is there already.
     #[error(
         "a node named {name} is enrolled already, with the key {key}: choose another name, \

@@ -20,10 +20,13 @@ use lines::Arrived;
 
 /// The stream of events.
 const EVENTS: &str = "EVENTS";
-/// After how long a node's key is looked up again when a signature does not fit: it may have been enrolled anew.
+/// After how long a node's key is looked up again: it may have been enrolled anew, or thrown out.
 const KEY_AGE_MAX: Duration = Duration::from_secs(30);
 /// So many nodes' keys are remembered.
 const KEYS_MAX: usize = 200_000;
+
+/// The key that a node's word is signed with, and since when that counts no more, if so.
+type Voice = (PublicKey, Option<Timestamp>);
 
 /// From when on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +83,7 @@ pub struct Events {
     /// A message that was received and not yet judged.
     held: Option<Message>,
     lines: VecDeque<EventLine>,
-    keys: HashMap<NodeName, (Option<PublicKey>, Instant)>,
+    voices: HashMap<NodeName, (Option<Voice>, Instant)>,
 }
 
 enum Source {
@@ -130,29 +133,32 @@ impl Events {
         };
         let batch = arrived.batch();
         let proven = match (&batch, message.signer()) {
-            (Some(batch), Ok(signer)) => self.speaks_for(&signer, &batch.head.from).await?,
+            (Some(batch), Ok(signer)) => self.speaks_for(&signer, &batch.head.from, message.stored_at).await?,
             _ => false,
         };
         Ok(arrived.lines(batch, proven))
     }
 
-    /// Whether `signer` may report as `from`: it is that node's key, or an operator who reports for this context's
-    /// node.
-    async fn speaks_for(&mut self, signer: &PublicKey, from: &NodeName) -> Result<bool, FleetError> {
-        if *from == self.fleet.context().node && self.fleet.trust().operator(signer).is_some() {
+    /// Whether `signer` could report as `from` when the broker stored it: it is that node's key, or an operator who reports
+    /// for this context's node.
+    async fn speaks_for(&mut self, signer: &PublicKey, from: &NodeName, at: Timestamp) -> Result<bool, FleetError> {
+        if *from == self.fleet.context().node && self.fleet.trust().was_operator(signer, at) {
             return Ok(true);
         }
-        if let Some((key, known_since)) = self.keys.get(from)
-            && (key.as_ref() == Some(signer) || known_since.elapsed() < KEY_AGE_MAX)
+        let fits = |voice: &Option<Voice>| {
+            voice.as_ref().is_some_and(|(key, until)| key == signer && until.is_none_or(|until| at < until))
+        };
+        if let Some((voice, known_since)) = self.voices.get(from)
+            && known_since.elapsed() < KEY_AGE_MAX
         {
-            return Ok(key.as_ref() == Some(signer));
+            return Ok(fits(voice));
         }
-        let key = self.fleet.node_key(from).await?;
-        if self.keys.len() >= KEYS_MAX {
-            self.keys.clear();
+        let voice = self.fleet.voice(from).await?;
+        if self.voices.len() >= KEYS_MAX {
+            self.voices.clear();
         }
-        let fits = key.as_ref() == Some(signer);
-        self.keys.insert(from.clone(), (key, Instant::now()));
+        let fits = fits(&voice);
+        self.voices.insert(from.clone(), (voice, Instant::now()));
         Ok(fits)
     }
 }
@@ -178,8 +184,8 @@ impl Fleet {
         } else {
             Source::Stored(Box::new(Scan::open(self.bus(), EVENTS, &filters, start).await?))
         };
-        let (lines, keys) = (VecDeque::new(), HashMap::new());
-        Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, keys })
+        let (lines, voices) = (VecDeque::new(), HashMap::new());
+        Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, voices })
     }
 
     /// Reports records to `to`, signed with this identity in the name of the context's node. Returns the ids of

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::FleetError;
@@ -27,6 +27,20 @@ pub(crate) fn read(path: &Path) -> Result<Option<String>, FleetError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(io_error("read", path)(error)),
     }
+}
+
+/// Refuses a secret that others than its owner could have read.
+pub(crate) fn check_secret(path: &Path) -> Result<(), FleetError> {
+    let mode = fs::metadata(path).map_err(io_error("look at", path))?.permissions().mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "others than its owner can read it (mode {mode:o}); run `chmod 600 {}`, and if anyone may have seen it, it is \
+         no secret any more",
+        path.display()
+    );
+    Err(FleetError::File { path: path.to_owned(), reason })
 }
 
 /// Puts `text` at `path`: a reader finds the old file or the new one, never half of it. Directories that are
@@ -64,8 +78,6 @@ fn fill(staging: &Path, text: &str, access: Access) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -158,7 +158,9 @@ impl Fleet {
     /// # Errors
     /// [`FleetError::NoJob`] when there is none, [`FleetError::Job`] when its record is not signed by an operator.
     pub async fn follow(&self, job: &JobId, gather: Gather) -> Result<Follow, FleetError> {
-        Follow::open(self, self.stored_job(job).await?.view(gather), gather).await
+        let mut view = self.stored_job(job).await?.view(gather);
+        view.silence(&self.revoked(view.nodes.keys()).await?);
+        Follow::open(self, view, gather).await
     }
 
     /// Orders under terms, and follows from before the first order has left.
@@ -199,6 +201,7 @@ impl Fleet {
     /// As [`Fleet::follow`].
     pub async fn job(&self, job: &JobId, gather: Gather) -> Result<JobView, FleetError> {
         let mut view = self.stored_job(job).await?.view(gather);
+        view.silence(&self.revoked(view.nodes.keys()).await?);
         let mut scan = Scan::open(self.bus(), REPLIES, &filters(job, gather), Start::First).await?;
         while let Some(message) = scan.next().await? {
             view.apply(&Arrival::from(&message));

@@ -5,8 +5,9 @@ mod select;
 
 use std::time::Duration;
 
+use bus::keys::Role;
 use bus::kv::{NODES, PRESENCE, is_deletion};
-use bus::{BusError, Message, Scan, Start, clock};
+use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use message::registry::NodeKind;
@@ -14,7 +15,9 @@ use message::{LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Timestamp, Vit
 use serde_json::json;
 
 use crate::connection::Fleet;
+use crate::context::Home;
 use crate::error::FleetError;
+use crate::revoke::cut_off;
 pub(crate) use belief::near;
 use belief::{BrokerClock, Written};
 
@@ -26,6 +29,8 @@ const VERIFY_BATCH: usize = 512;
 const CONFLICTS_MAX: u32 = 5;
 /// JetStream's code for a stream that does not exist.
 const NO_SUCH_STREAM: u64 = 10059;
+/// The field of a record that says that a node was thrown out.
+const REVOKED: &[u8] = b"\"revoked\"";
 /// The stream in the broker's memory that tells when the broker started, and its subject.
 const BOOT: (&str, &str) = ("BOOT", "steward.boot");
 
@@ -176,6 +181,53 @@ impl Fleet {
         Ok(())
     }
 
+    /// Throws a node out: the broker cuts its key off, its record says so, and what it says from then on counts for nothing.
+    /// Returns the record as it is now.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when there is no such node, otherwise when the fleet's keys are not in `home`.
+    pub async fn revoke(&self, home: &Home, name: &NodeName) -> Result<NodeRecord, FleetError> {
+        let by = self.signing_operator()?;
+        for _ in 0..CONFLICTS_MAX {
+            let Some(written) = self.bus().kv_get(NODES, name.as_str()).await? else {
+                return Err(self.unknown(&[name]).await);
+            };
+            let mut record = self.believe(&written)?;
+            // Also when the record says so already: an attempt may have broken off before the broker was told.
+            cut_off(home, self.context(), Role::Node, &record.key).await?;
+            if record.revoked.is_some() {
+                return Ok(record);
+            }
+            record.revoked = Some(self.now());
+            record.by.clone_from(&by);
+            if self.write_record(&record, written.sequence).await? {
+                return Ok(record);
+            }
+        }
+        Err(BusError::Conflict { what: format!("the record of {name}") }.into())
+    }
+
+    /// Puts a new key into the record of a node, revoked or not, and cuts the old one off. Returns the record as it is now.
+    ///
+    /// # Errors
+    /// [`FleetError::NoMatch`] when there is no such node, otherwise when the fleet's keys are not in `home`.
+    pub async fn replace_key(&self, home: &Home, name: &NodeName, key: &PublicKey) -> Result<NodeRecord, FleetError> {
+        let by = self.signing_operator()?;
+        for _ in 0..CONFLICTS_MAX {
+            let Some(written) = self.bus().kv_get(NODES, name.as_str()).await? else {
+                return Err(self.unknown(&[name]).await);
+            };
+            let mut record = self.believe(&written)?;
+            cut_off(home, self.context(), Role::Node, &record.key).await?;
+            (record.key, record.revoked, record.enrolled) = (key.clone(), None, self.now());
+            record.by.clone_from(&by);
+            if self.write_record(&record, written.sequence).await? {
+                return Ok(record);
+            }
+        }
+        Err(BusError::Conflict { what: format!("the record of {name}") }.into())
+    }
+
     /// Signs and stores the record of a node. The same name with the same key changes nothing.
     ///
     /// # Errors
@@ -186,6 +238,9 @@ impl Fleet {
             let last = self.last_written(name).await?;
             if let Some(written) = last.as_ref().filter(|message| !is_deletion(message)) {
                 let record = self.believe(written)?;
+                if record.key == *key && record.revoked.is_some() {
+                    return Err(FleetError::NodeRevoked { name: name.to_string() });
+                }
                 return if record.key == *key {
                     Ok(record)
                 } else {
@@ -201,6 +256,7 @@ impl Fleet {
                 enrolled: self.now(),
                 by: by.clone(),
                 changed: Some(self.now()),
+                revoked: None,
             };
             if self.write_record(&record, last.map_or(0, |message| message.sequence)).await? {
                 return Ok(record);
@@ -209,13 +265,31 @@ impl Fleet {
         Err(BusError::Conflict { what: format!("the record of {name}") }.into())
     }
 
-    /// The key of a node, if there is a record of it that is believed.
-    pub(crate) async fn node_key(&self, name: &NodeName) -> Result<Option<PublicKey>, FleetError> {
+    /// The key of a node, if there is a record of it that is believed, and since when it was revoked, if so.
+    pub(crate) async fn voice(&self, name: &NodeName) -> Result<Option<(PublicKey, Option<Timestamp>)>, FleetError> {
         let written = self.bus().kv_get(NODES, name.as_str()).await?;
-        Ok(written.and_then(|written| self.believe(&written).ok()).map(|record| record.key))
+        let record = written.and_then(|written| self.believe(&written).ok());
+        Ok(record.map(|record| (record.key, record.revoked)))
     }
 
-    fn believe(&self, written: &Message) -> Result<NodeRecord, FleetError> {
+    /// Which of `names` were revoked, with their keys and since when.
+    pub(crate) async fn revoked<'a>(
+        &self,
+        names: impl ExactSizeIterator<Item = &'a NodeName>,
+    ) -> Result<Vec<NodeRecord>, FleetError> {
+        let records = if names.len() <= EXACT_MAX {
+            let read = names.map(|name| async move { self.bus().kv_get(NODES, name.as_str()).await });
+            try_join_all(read).await?.into_iter().flatten().collect()
+        } else {
+            self.bucket(NODES).await?
+        };
+        // Nearly none is; only those are worth a look at the signature.
+        let says_so = |message: &&Message| message.payload.windows(REVOKED.len()).any(|bytes| bytes == REVOKED);
+        let believed = records.iter().filter(says_so).filter_map(|message| self.believe(message).ok());
+        Ok(believed.filter(|record| record.revoked.is_some()).collect())
+    }
+
+    pub(crate) fn believe(&self, written: &Message) -> Result<NodeRecord, FleetError> {
         belief::record(&Written::of(written), &self.trust()).map_err(|message| FleetError::NoMatch { message })
     }
 
@@ -262,7 +336,7 @@ impl Fleet {
     }
 
     /// Writes a record if `revision` is the last one of its key; tells whether it was.
-    async fn write_record(&self, record: &NodeRecord, revision: u64) -> Result<bool, FleetError> {
+    pub(crate) async fn write_record(&self, record: &NodeRecord, revision: u64) -> Result<bool, FleetError> {
         let bytes = serde_json::to_vec(record).map_err(|error| FleetError::signing(&error))?;
         let seal = self.seal(&bytes)?;
         match self.bus().kv_put_if(NODES, record.name.as_str(), Bytes::from(bytes), Some(&seal), revision).await {

@@ -12,10 +12,10 @@ use toml::{Spanned, Value};
 
 use crate::connection::Fleet;
 use crate::context::Home;
-use crate::enroll::root_key;
 use crate::error::FleetError;
 use crate::files::{self, Access};
 use crate::nodes::near;
+use crate::root::RootKey;
 
 /// How often a write is tried again when somebody else was faster.
 const CONFLICTS_MAX: u32 = 5;
@@ -221,8 +221,8 @@ impl Fleet {
             .ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
         let policy = Policy::new(next, self.context().root.clone(), clock::now(), rules.clone());
         let own = self.trust().policy_keys.contains(&self.key());
-        let signed = match root_key(&self.context().home()) {
-            Ok(root) => seal(&policy, &root)?,
+        let signed = match RootKey::find(&self.context().home(), None, &self.context().root) {
+            Ok(root) => seal(&policy, root.pair())?,
             Err(_) if own => seal(&policy, self.credentials().pair())?,
             Err(error) => return Err(error),
         };

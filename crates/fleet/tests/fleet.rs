@@ -89,6 +89,7 @@ impl PlayedNode {
         let creds = bus::claims::Creds::parse(&bundle.creds).unwrap();
         let bus = Bus::connect(ConnectOptions {
             server: bundle.server.clone(),
+            ca: None,
             credentials: Credentials::parse(&bundle.creds, "bundle").unwrap(),
             name: bundle.name.to_string(),
             inbox_prefix: Some(creds.inbox_prefix().unwrap()),
@@ -341,6 +342,7 @@ async fn a_job_for_thousands_is_stored_whole_and_sent_once() {
                 enrolled: Timestamp::from_ms(0),
                 by: "admin".into(),
                 changed: None,
+                revoked: None,
             },
             sign: None,
             last_seen: None,

@@ -39,7 +39,7 @@ pub use state::{History, State, Step};
 pub use subject::{Kind, OutputSubject, ReplySubject, Subject};
 pub use target::{Pattern, TargetError};
 pub use time::Timestamp;
-pub use trust::{Operator, Trust};
+pub use trust::{Operator, Revoked, Trust};
 
 /// The version of the wire that this crate speaks; every signed body carries it as `v`.
 pub const WIRE_VERSION: u8 = 1;

@@ -35,6 +35,9 @@ pub struct NodeRecord {
     /// When it was last changed. Grows with every change, so that a node never goes back to older labels.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub changed: Option<Timestamp>,
+    /// Since when it belongs to the fleet no more. Its name stays taken, and what it says from then on counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<Timestamp>,
 }
 
 /// The `kind` of a node's record.
@@ -209,7 +212,17 @@ pub struct Vitality {
 }
 
 impl Vitality {
-    /// Judges a node by its last life sign.
+    /// How a node stands by its record and its last life sign.
+    ///
+    /// Of a node that was thrown out no sign matters any more.
+    pub fn of(record: &NodeRecord, sign: Option<(&LifeSign, Timestamp)>, now: Timestamp, booted: Timestamp) -> Self {
+        match record.revoked {
+            Some(at) => Self { state: NodeState::Revoked, reason: Some(format!("{} revoked it at {at}", record.by)) },
+            None => Self::judge(sign, now, booted),
+        }
+    }
+
+    /// Judges a node by its last life sign alone.
     ///
     /// All times are the broker's: `seen` is when it stored the sign, `now` its time of reading, `booted` when
     /// it last began with an empty memory. A reader's own clock plays no part, so all readers see the same.

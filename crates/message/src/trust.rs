@@ -42,6 +42,18 @@ impl Operator {
     }
 }
 
+/// One who was an operator and is none any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoked {
+    /// What it was called.
+    pub name: String,
+    /// The key that counts no more.
+    pub key: PublicKey,
+    /// Since when.
+    pub revoked: Timestamp,
+}
+
 /// The `kind` of a trust document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -67,6 +79,9 @@ pub struct Trust {
     /// Who may sign the policy beside the root. Left out when it is nobody.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policy_keys: Vec<PublicKey>,
+    /// Whose signatures counted once and count no more. A key never comes back from here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<Revoked>,
 }
 
 /// Why a trust document is not believed.
@@ -98,9 +113,20 @@ impl Trust {
         Ok(trust)
     }
 
-    /// The operator that holds `key`, if it may order.
+    /// The operator that holds `key`, if it may order. A key that was revoked may not, whatever else the list says.
     pub fn operator(&self, key: &PublicKey) -> Option<&Operator> {
-        self.operators.iter().find(|operator| operator.key == *key)
+        self.operators.iter().find(|operator| operator.key == *key).filter(|_| self.revoked(key).is_none())
+    }
+
+    /// Who held `key` until it was revoked.
+    pub fn revoked(&self, key: &PublicKey) -> Option<&Revoked> {
+        self.revoked.iter().find(|revoked| revoked.key == *key)
+    }
+
+    /// Whether what `key` signed, and the broker stored at `stored`, was signed by one who was an operator then. For looking
+    /// back only: what is still to happen asks for [`Trust::operator`].
+    pub fn was_operator(&self, key: &PublicKey, stored: Timestamp) -> bool {
+        self.operator(key).is_some() || self.revoked(key).is_some_and(|revoked| stored < revoked.revoked)
     }
 }
 
@@ -122,6 +148,7 @@ mod tests {
             issued: Timestamp::from_ms(0),
             operators: vec![Operator::admin("admin", operator.clone())],
             policy_keys: vec![],
+            revoked: vec![],
         };
         let text = serde_json::to_string(&trust).unwrap();
         let sealed = SealedDocument::new(text.clone(), &root).unwrap();
@@ -130,6 +157,25 @@ mod tests {
         assert!(opened.operator(&PublicKey::of(&other)).is_none());
         let forged = SealedDocument::new(text, &other).unwrap();
         assert!(matches!(Trust::open(&forged, &PublicKey::of(&root)), Err(TrustError::Signature(_))));
+    }
+
+    #[test]
+    fn a_revoked_key_orders_no_more_and_what_was_stored_before_is_still_its_own() {
+        let key = PublicKey::of(&KeyPair::new_from_raw(KeyPairType::User, [3; 32]).unwrap());
+        let revoked = Revoked { name: "bob".into(), key: key.clone(), revoked: Timestamp::from_ms(1_000) };
+        let trust = Trust {
+            v: WIRE_VERSION,
+            kind: TrustKind::Trust,
+            serial: 2,
+            issued: Timestamp::from_ms(0),
+            // A list that says both means the stricter.
+            operators: vec![Operator::admin("bob", key.clone())],
+            policy_keys: vec![],
+            revoked: vec![revoked],
+        };
+        assert!(trust.operator(&key).is_none());
+        assert!(trust.was_operator(&key, Timestamp::from_ms(999)));
+        assert!(!trust.was_operator(&key, Timestamp::from_ms(1_000)));
     }
 
     #[test]

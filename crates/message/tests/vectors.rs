@@ -202,6 +202,7 @@ fn trust() -> Trust {
         issued: noon_and(-MINUTE_MS),
         operators: vec![Operator::admin("admin", PublicKey::of(&operator()))],
         policy_keys: vec![],
+        revoked: vec![],
     }
 }
 
@@ -490,6 +491,7 @@ fn node_record() -> NodeRecord {
         enrolled: noon_and(-MINUTE_MS),
         by: "admin".into(),
         changed: None,
+        revoked: None,
     }
 }
 

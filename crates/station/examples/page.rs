@@ -31,6 +31,7 @@ fn node(name: &str, state: NodeState, reason: Option<&str>, seen_s: Option<i64>,
         enrolled: ago(9_999),
         by: "admin".into(),
         changed: None,
+        revoked: None,
     };
     let sign = seen_s.map(|_| LifeSign {
         v: 1,

@@ -6,7 +6,8 @@ use std::cmp::Ordering;
 
 use data_encoding::HEXLOWER;
 use message::{
-    JobRecord, LifeSign, NodeName, NodeRecord, OrderChunk, PublicKey, SealedOrder, SignatureError, Trust, WIRE_VERSION,
+    JobRecord, LifeSign, NodeName, NodeRecord, OrderChunk, PublicKey, SealedOrder, SignatureError, Timestamp, Trust,
+    WIRE_VERSION,
 };
 use sha2::{Digest, Sha256};
 
@@ -16,11 +17,18 @@ pub(crate) struct Written<'a> {
     /// Who signed, if the signature holds.
     pub(crate) signer: Result<PublicKey, SignatureError>,
     pub(crate) payload: &'a [u8],
+    /// When the broker stored it.
+    pub(crate) stored: Timestamp,
 }
 
 impl<'a> From<&'a bus::Message> for Written<'a> {
     fn from(message: &'a bus::Message) -> Self {
-        Self { key: bus::kv::key_of(&message.subject), signer: message.signer(), payload: &message.payload }
+        Self {
+            key: bus::kv::key_of(&message.subject),
+            signer: message.signer(),
+            payload: &message.payload,
+            stored: message.stored_at,
+        }
     }
 }
 
@@ -59,7 +67,11 @@ pub(crate) fn life_sign(written: &Written<'_>, record: &NodeRecord) -> Result<Li
 
 /// The record of a job, if an operator signed it and it stands at its own key.
 pub(crate) fn job_record(written: &Written<'_>, trust: &Trust) -> Result<JobRecord, String> {
-    written.by_operator(trust)?;
+    let signer = written.signer.as_ref().map_err(ToString::to_string)?;
+    // Also of one who was an operator then.
+    if !trust.was_operator(signer, written.stored) {
+        written.by_operator(trust)?;
+    }
     let record: JobRecord = serde_json::from_slice(written.payload).map_err(|error| error.to_string())?;
     if record.v != WIRE_VERSION || record.job.as_str() != written.key {
         return Err(format!("it is that of job {} in version {}", record.job, record.v));
@@ -130,16 +142,26 @@ mod tests {
             key,
             signer: Ok(PublicKey::of(signer)),
             payload: &payload,
+            stored: Timestamp::default(),
         };
         assert_eq!(node_record(&at("ship1", &made_up::key(1)), &trust).unwrap(), record);
         assert!(node_record(&at("ship1", &made_up::key(2)), &trust).unwrap_err().contains("no operator"));
         assert!(node_record(&at("ship2", &made_up::key(1)), &trust).unwrap_err().contains("that of ship1"));
-        let unsigned = Written { key: "ship1", signer: Err(SignatureError::Missing), payload: &payload };
+        let unsigned = Written {
+            key: "ship1",
+            signer: Err(SignatureError::Missing),
+            payload: &payload,
+            stored: Timestamp::default(),
+        };
         assert!(node_record(&unsigned, &trust).is_err());
 
         let payload = serde_json::to_vec(&made_up::sign("ship1")).unwrap();
-        let by =
-            |signer: &nkeys::KeyPair| Written { key: "ship1", signer: Ok(PublicKey::of(signer)), payload: &payload };
+        let by = |signer: &nkeys::KeyPair| Written {
+            key: "ship1",
+            signer: Ok(PublicKey::of(signer)),
+            payload: &payload,
+            stored: Timestamp::default(),
+        };
         assert!(life_sign(&by(&made_up::key(7)), &record).is_ok());
         assert!(life_sign(&by(&made_up::key(1)), &record).is_err());
     }

@@ -20,6 +20,7 @@ pub(crate) fn trust(operator: &KeyPair) -> Trust {
         issued: Timestamp::default(),
         operators: vec![Operator::admin("admin", PublicKey::of(operator))],
         policy_keys: vec![],
+        revoked: vec![],
     }
 }
 
@@ -33,6 +34,7 @@ pub(crate) fn record(name: &str, key: &KeyPair) -> NodeRecord {
         enrolled: Timestamp::default(),
         by: "admin".into(),
         changed: None,
+        revoked: None,
     }
 }
 

@@ -75,6 +75,9 @@ impl View {
             return Ok(());
         };
         let sign = believe::life_sign(written, &member.record)?;
+        if member.record.revoked.is_some_and(|at| seen >= at) {
+            return Err("it came after the node was revoked".into());
+        }
         if member.sign.as_ref().is_none_or(|(_, known)| *known <= seen) {
             member.sign = Some((sign, seen));
         }
@@ -140,7 +143,7 @@ impl View {
 
 impl Member {
     fn vitality(&self, clock: BrokerClock) -> Vitality {
-        Vitality::judge(self.sign.as_ref().map(|(sign, seen)| (sign, *seen)), clock.now, clock.booted)
+        Vitality::of(&self.record, self.sign.as_ref().map(|(sign, seen)| (sign, *seen)), clock.now, clock.booted)
     }
 
     fn node(&self, vitality: Vitality, now: Timestamp) -> Node {
@@ -164,7 +167,7 @@ mod tests {
     use crate::made_up::{self, key};
 
     fn written<'a>(at: &'a str, payload: &'a [u8], signer: &KeyPair) -> Written<'a> {
-        Written { key: at, signer: Ok(message::PublicKey::of(signer)), payload }
+        Written { key: at, signer: Ok(message::PublicKey::of(signer)), payload, stored: Timestamp::default() }
     }
 
     fn register(view: &mut View, name: &str, node_key: &KeyPair) -> Result<bool, String> {

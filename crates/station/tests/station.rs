@@ -75,6 +75,7 @@ async fn connect(server: &str, creds: &str, api_prefix: &'static str) -> Bus {
     let parsed = bus::claims::Creds::parse(creds).unwrap();
     Bus::connect(ConnectOptions {
         server: server.to_owned(),
+        ca: None,
         credentials: Credentials::parse(creds, "test").unwrap(),
         name: "test".into(),
         inbox_prefix: Some(parsed.inbox_prefix().unwrap()),

@@ -90,6 +90,27 @@ impl Intake {
         Ok(())
     }
 
+    /// What waits was ordered by one who may not order any more: it will not begin.
+    pub(super) async fn withdraw_revoked(&mut self) -> Result<(), JournalError> {
+        let trust = self.trusted.current();
+        let mut batch = Batch::default();
+        for (id, signer) in self.processes.in_hand().waiting_by() {
+            if trust.operator(&signer).is_some() {
+                continue;
+            }
+            let who = trust.revoked(&signer).map_or_else(|| signer.to_string(), |revoked| revoked.name.clone());
+            let reason = format!("{who} has signed it, who became no operator any more while it waited");
+            if let Err(error) = self.withdraw(&id, State::Cancelled, &reason, &mut batch) {
+                self.give_back(&batch);
+                return Err(error);
+            }
+        }
+        if !batch.withdrawn.is_empty() {
+            tracing::warn!(orders = batch.withdrawn.len(), "orders of revoked operators waited; they will not begin");
+        }
+        self.journal_batch(batch).await
+    }
+
     /// Takes an order to cancel: decides what it does, and adds it to `batch` with its answer.
     pub(super) async fn cancel(
         &self,

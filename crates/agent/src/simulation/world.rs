@@ -129,8 +129,15 @@ fn keys() -> &'static Keys {
         let (operator, root) = (pair(1), KeyPair::new_from_raw(KeyPairType::Operator, [2; 32]).unwrap());
         let admin = Operator::admin("admin", PublicKey::of(&operator));
         let issued = Timestamp::from_ms(0);
-        let trust =
-            Trust { v: 1, kind: TrustKind::Trust, serial: 1, issued, operators: vec![admin], policy_keys: Vec::new() };
+        let trust = Trust {
+            v: 1,
+            kind: TrustKind::Trust,
+            serial: 1,
+            issued,
+            operators: vec![admin],
+            policy_keys: Vec::new(),
+            revoked: Vec::new(),
+        };
         let trust = SealedDocument::new(serde_json::to_string(&trust).unwrap(), &root).unwrap();
         Keys { node: pair(7), operator, stranger: pair(9), root: PublicKey::of(&root), trust }
     })

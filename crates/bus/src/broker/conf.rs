@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::keys::Trust;
+use crate::tls::ServerTls;
 
 /// How soon what was stored is forced to the disk. An acknowledged message survives the death of the server at once;
 /// this decides what a power cut may take.
@@ -46,6 +47,8 @@ pub(super) struct Conf<'a> {
     pub(super) store_bytes_max: u64,
     pub(super) memory_bytes_max: u64,
     pub(super) trust: &'a Trust,
+    pub(super) tls: Option<&'a ServerTls>,
+    pub(super) cluster_tls: Option<&'a ServerTls>,
 }
 
 impl Conf<'_> {
@@ -92,14 +95,30 @@ impl Conf<'_> {
             let _ = writeln!(text, "  {account}: {}", quote(jwt)); // writing to a String cannot fail
         }
         text.push_str("}\n");
+        if let Some(tls) = self.tls {
+            text.push_str(&tls_block(tls, tls.verify_clients));
+        }
         if let Some(cluster) = self.cluster {
             let routes: Vec<String> = cluster.routes.iter().map(|route| quote(&format!("nats://{route}"))).collect();
+            // The servers show each other their certificates.
+            let tls = self.cluster_tls.map(|tls| tls_block(tls, true)).unwrap_or_default();
             let (listen, routes) = (quote(&cluster.listen.to_string()), routes.join(", "));
             // writing to a String cannot fail
-            let _ = writeln!(text, "cluster {{\n  name: \"steward\"\n  listen: {listen}\n  routes: [{routes}]\n}}");
+            let _ =
+                writeln!(text, "cluster {{\n  name: \"steward\"\n  listen: {listen}\n  routes: [{routes}]\n{tls}}}");
         }
         text
     }
+}
+
+fn tls_block(tls: &ServerTls, verify: bool) -> String {
+    let path = |path: &Path| quote(&path.to_string_lossy());
+    let ca = tls.ca.as_ref().map(|ca| format!("  ca_file: {}\n", path(ca))).unwrap_or_default();
+    format!(
+        "tls {{\n  cert_file: {}\n  key_file: {}\n{ca}  verify: {verify}\n  timeout: 10\n}}\n",
+        path(&tls.cert),
+        path(&tls.key)
+    )
 }
 
 /// A string in nats-server's notation.

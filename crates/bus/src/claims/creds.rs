@@ -30,6 +30,21 @@ impl Creds {
         Ok(Self { jwt, seed })
     }
 
+    /// Joins the token in the text of a `.creds` file, which need not hold a seed, with a seed that is kept elsewhere.
+    ///
+    /// # Errors
+    /// When there is no token, the seed is none, or they do not belong together.
+    pub fn with_seed(text: &str, seed: &str) -> Result<Self, ClaimsError> {
+        let jwt = block(text, "NATS USER JWT").ok_or(ClaimsError::Creds("it has no user JWT block"))?;
+        Self::parse(&Self { jwt, seed: seed.trim().to_owned() }.render())
+    }
+
+    /// The text of a `.creds` file without its secret: the token alone.
+    #[must_use]
+    pub fn render_public(&self) -> String {
+        format!("-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n", self.jwt)
+    }
+
     /// Reads the text of a `.creds` file.
     ///
     /// # Errors

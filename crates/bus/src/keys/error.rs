@@ -16,6 +16,9 @@ pub enum KeysError {
     /// There is none yet.
     #[error("no fleet's keys at {0}; make a fleet with `steward init`, or point --home to one")]
     Missing(PathBuf),
+    /// Another process changes them.
+    #[error("another steward has been changing the keys in {0} for 10 s; try again when it is done")]
+    Busy(PathBuf),
     /// Others could read a secret.
     #[error(
         "{path} can be read by others than its owner (mode {mode:o}); run `chmod {wanted:o} {path}`, and if anyone may have seen it, make new keys"

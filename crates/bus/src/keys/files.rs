@@ -13,6 +13,8 @@ use super::KeysError;
 
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
+/// How long another process may take to change keys.
+const LOCK_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);
 /// The bits that let group or world in.
 const OTHERS: u32 = 0o077;
 
@@ -84,6 +86,29 @@ pub(super) fn check_dir(dir: &Path) -> Result<(), KeysError> {
         return Err(KeysError::Missing(dir.to_owned()));
     }
     check_mode(dir, DIR_MODE)
+}
+
+/// Waits until nobody else holds the directory, and holds it until the returned file is dropped.
+pub(super) fn lock(dir: &Path) -> Result<fs::File, KeysError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE_MODE)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    let deadline = std::time::Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            Err(fs::TryLockError::WouldBlock) => return Err(KeysError::Busy(dir.to_owned())),
+            Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+        }
+    }
 }
 
 /// Reads a private key.

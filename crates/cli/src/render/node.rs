@@ -140,6 +140,7 @@ pub(crate) mod tests {
             enrolled: Timestamp::from_ms(0),
             by: "admin".into(),
             changed: None,
+            revoked: None,
         };
         Node {
             record,

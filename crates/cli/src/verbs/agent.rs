@@ -57,20 +57,42 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Some(path) => with_bundle(session, path, named.as_ref())?,
         None => enrolled_here(session, named).await?,
     };
+    let state_dir = args.state.unwrap_or(state_dir);
+    let ca = match &bundle.ca {
+        Some(pem) => Some(keep_ca(&state_dir, pem)?),
+        None => None,
+    };
     let options = agent::Options {
         name: bundle.name,
         server: bundle.server,
+        ca,
         credentials: bundle.creds,
         root: bundle.root,
         trust: bundle.trust,
         policy: bundle.policy,
-        state_dir: args.state.unwrap_or(state_dir),
+        state_dir,
         config_file: args.config,
         life_sign_interval: agent::LIFE_SIGN_INTERVAL,
         keeper: keeper_launch(session)?,
         at_stop: if args.end_commands { agent::AtStop::EndCommands } else { agent::AtStop::LeaveCommands },
     };
     serve(|cancel| agent::run(options, cancel)).await
+}
+
+/// Puts the authority's certificate where the connection finds it.
+fn keep_ca(state_dir: &Path, pem: &str) -> anyhow::Result<PathBuf> {
+    let path = state_dir.join("ca.pem");
+    if std::fs::read_to_string(&path).is_ok_and(|held| held == pem) {
+        return Ok(path);
+    }
+    let write = || {
+        std::fs::create_dir_all(state_dir)?;
+        let staging = state_dir.join(".ca.pem.new");
+        std::fs::write(&staging, pem)?;
+        std::fs::rename(&staging, &path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// The keeper is this very program.
@@ -129,6 +151,9 @@ async fn enrolled_here(session: &Session, named: Option<NodeName>) -> anyhow::Re
     };
     // Where the broker listens may have changed since.
     bundle.server.clone_from(&context.server);
+    if let Some(ca) = &context.ca {
+        bundle.ca = std::fs::read_to_string(ca).ok().or(bundle.ca);
+    }
     Ok((bundle, home.node_dir(&name)))
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::args::host_node_name;
 use crate::exit::{Exit, Usage};
-use crate::home_broker::{self, LISTEN};
+use crate::home_broker::{self, LISTEN, TlsArgs};
 use crate::session::Session;
 use crate::signals::StopSignals;
 
@@ -16,9 +16,11 @@ use crate::signals::StopSignals;
 ///
 /// Needs a fleet in --home (`steward init`). Runs until Ctrl-C or SIGTERM.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steward broker\n  steward broker --broker-listen 127.0.0.1:0 -o json\n  \
+#[command(
+    after_help = "Examples:\n  steward broker\n  steward broker --broker-listen 0.0.0.0:4222 --advertise broker.example\n  steward broker --broker-listen 127.0.0.1:0 -o json\n  \
     steward broker --broker-listen 10.0.0.1:4222 --cluster-listen 10.0.0.1:6222 --cluster-route 10.0.0.2:6222 \
-    --cluster-route 10.0.0.3:6222    on each of three machines, each with a copy of the home that `init` made")]
+    --cluster-route 10.0.0.3:6222    on each of three machines, each with a copy of the home that `init` made"
+)]
 pub(crate) struct Args {
     /// Where it listens; port 0 picks a free one
     #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN, visible_alias = "listen")]
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Its name in the cluster, different for each [default: this host's name and its cluster port]
     #[arg(long, value_name = "NAME", requires = "cluster_listen")]
     server_name: Option<NodeName>,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 impl Args {
@@ -62,7 +67,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     let home = session.home()?;
     let cancel = StopSignals::new()?.cancel();
     let (broker, fleet) = tokio::select! {
-        started = home_broker::start_one_of(&home, args.broker_listen, args.cluster()?) => started?,
+        started = home_broker::start_one_of(&home, args.broker_listen, args.cluster()?, &args.tls) => started?,
         () = cancel.cancelled() => return Ok(Exit::Success),
     };
     fleet.close().await;

@@ -1,13 +1,15 @@
 //! `steward context`: which fleet is meant, and as whom.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
-use fleet::Context;
+use fleet::{Context, OperatorBundle};
 use serde_json::json;
 
 use crate::exit::Exit;
 use crate::render::paint::Paint;
 use crate::render::table::{Cell, Table};
-use crate::session::Session;
+use crate::session::{Session, shell_word};
 
 /// See and choose which fleet is meant, and as whom.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,35 @@ enum Verb {
         /// Its name
         name: String,
     },
+    /// Make a context of what `steward operator add NAME --out FILE` wrote
+    ///
+    /// Keys and list of operators go below --home. The file is a secret: delete it afterwards.
+    #[command(
+        after_help = "Example:\n  steward operator add anna --out anna.operator && steward context import anna.operator --home ./anna"
+    )]
+    Import {
+        /// The file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The name of the context [default: the operator's]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// Take the private key out of the credentials of the context in use: a command prints it from now on
+    ///
+    /// For secret stores and hardware tokens. The command prints the seed (SU…) on one line, within 30 s; it may ask at the
+    /// terminal. Once it has given the right key, the seed is taken out of the file, where the token stays.
+    #[command(
+        after_help = "Examples:\n  steward context key -- pass show steward/admin\n  steward context key --print-command"
+    )]
+    Key {
+        /// Show which command prints the key now
+        #[arg(long, conflicts_with = "command")]
+        print_command: bool,
+        /// The command
+        #[arg(last = true, value_name = "CMD", required_unless_present = "print_command")]
+        command: Vec<String>,
+    },
     /// Show the context in use, with what the flags override
     ///
     /// `creds` is a file that the `nats` CLI and any NATS client take.
@@ -37,7 +68,7 @@ enum Verb {
     Show,
 }
 
-pub(crate) fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
+pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Ls => ls(session)?,
         Verb::Use { name } => {
@@ -48,6 +79,8 @@ pub(crate) fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
                 session.out.note(format!("{name} is the current context"));
             }
         }
+        Verb::Import { file, name } => import(session, &file, name.as_deref())?,
+        Verb::Key { print_command, command } => key(session, print_command, &command).await?,
         Verb::Show => show(session)?,
     }
     Ok(Exit::Success)
@@ -88,6 +121,54 @@ fn ls(session: &mut Session) -> anyhow::Result<()> {
     }
     let colors = session.out.colors();
     table.lines(colors).into_iter().try_for_each(|line| session.out.line(line))
+}
+
+fn import(session: &mut Session, file: &Path, name: Option<&str>) -> anyhow::Result<()> {
+    let home = session.home()?;
+    let first = Context::list(&home)?.is_empty();
+    let context = OperatorBundle::load(file)?.install(&home, name)?;
+    if first {
+        Context::select(&home, &context.name)?;
+    }
+    if session.out.is_json() {
+        return session.out.json(&context.to_json());
+    }
+    session.out.note(format!(
+        "the context {} orders as {}; {} can be deleted",
+        context.name,
+        context.operator,
+        file.display()
+    ));
+    Ok(())
+}
+
+async fn key(session: &mut Session, print_command: bool, command: &[String]) -> anyhow::Result<()> {
+    let mut context = Context::load(&session.home()?, session.global.context.as_deref())?;
+    if print_command {
+        if session.out.is_json() {
+            return session.out.json(&json!({"name": context.name, "key_command": context.key_command}));
+        }
+        return match &context.key_command {
+            Some(command) => {
+                session.out.line(command.iter().map(|word| shell_word(word)).collect::<Vec<_>>().join(" "))
+            }
+            None => {
+                session.out.note(format!("the key of {} is in {}", context.name, context.creds.display()));
+                Ok(())
+            }
+        };
+    }
+    context.take_key_from(command).await?;
+    if session.out.is_json() {
+        return session.out.json(&context.to_json());
+    }
+    session.out.note(format!(
+        "`{}` prints the key of {} from now on; {} holds none any more",
+        command[0],
+        context.name,
+        context.creds.display()
+    ));
+    Ok(())
 }
 
 fn show(session: &mut Session) -> anyhow::Result<()> {

@@ -16,6 +16,8 @@ pub(crate) struct Args {}
 pub(crate) fn run(_: Args, session: &mut Session) -> anyhow::Result<Exit> {
     let home = session.home()?;
     let context = fleet::init(&home, session.global.server.as_deref().unwrap_or(SERVER))?;
+    // At the first start beyond loopback it is there; further names are added then.
+    bus::tls::ensure(home.dir(), &[])?;
     if session.out.is_json() {
         session.out.json(&context.to_json())?;
     } else {

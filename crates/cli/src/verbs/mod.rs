@@ -13,6 +13,7 @@ pub(crate) mod job;
 pub(crate) mod keeper;
 pub(crate) mod man;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod ps;
@@ -48,13 +49,14 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
         Verb::Policy(args) => quick(policy::run(args, s)),
+        Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),
         Verb::Ps(args) => quick(ps::run(args, s)),
         Verb::Doctor(args) => quick(bounded(s.global.timeout, doctor::run(args, s))),
         Verb::Init(args) => init::run(args, s),
-        Verb::Context(args) => context::run(args, s),
+        Verb::Context(args) => quick(context::run(args, s)),
         Verb::Completions(args) => completions::run(args, s),
         Verb::Man(args) => man::run(args, s),
         Verb::Version(args) => version::run(args, s),

@@ -69,7 +69,39 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         creds_out: Option<PathBuf>,
     },
+    /// Throw a node out: the broker cuts it off at once, and nothing that it says counts any more
+    ///
+    /// Needs the fleet's keys in --home. Its name stays taken, and `node ls` shows it as revoked, until `steward node rm`.
+    #[command(
+        after_help = "Example:\n  steward node enroll ship9 --out ship9.bundle && steward node revoke ship9 --yes"
+    )]
+    Revoke {
+        /// The node
+        #[arg(value_name = "NODE")]
+        name: NodeName,
+        /// Yes, it shall be cut off
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Give a node a new key under its old name, and cut the old one off
+    ///
+    /// Also brings a revoked unit back. Bring the new bundle to the unit and start its agent with it; until then it is away. For
+    /// a node that runs in this home, the bundle is replaced: start its agent again. Orders that wait for the old key stay
+    /// queued and are not run: order again.
+    #[command(
+        after_help = "Example:\n  steward node enroll ship8 --out ship8.bundle && steward node rotate ship8 --out ship8-new.bundle"
+    )]
+    Rotate {
+        /// The node
+        #[arg(value_name = "NODE")]
+        name: NodeName,
+        /// Where to write the new bundle
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Take a node off the list
+    ///
+    /// Its credentials go on to be valid at the broker: `steward node revoke` first, if they are not to be.
     #[command(after_help = "Example:\n  steward node rm ship9 --yes")]
     Rm {
         /// The node
@@ -87,6 +119,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Show { name } => show(session, &name).await,
         Verb::Label { name, changes } => label(session, &name, &changes).await,
         Verb::Enroll { name, out, creds_out } => enroll(session, &name, out.as_deref(), creds_out.as_deref()).await,
+        Verb::Revoke { name, yes } => revoke(session, &name, yes).await,
+        Verb::Rotate { name, out } => rotate(session, &name, out.as_deref()).await,
         Verb::Rm { name, yes } => rm(session, &name, yes).await,
     }?;
     Ok(Exit::Success)
@@ -195,6 +229,43 @@ fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
         file.sync_all()
     };
     write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn revoke(session: &mut Session, name: &NodeName, yes: bool) -> anyhow::Result<()> {
+    if !yes {
+        return Err(Usage::new(format!(
+            "{name} would be cut off for good: only a new key brings the unit back. Say so with `steward node revoke {name} --yes`"
+        ))
+        .into());
+    }
+    let record = session.connect().await?.revoke(&session.home()?, name).await?;
+    if session.out.is_json() {
+        return session.out.json(&json!({"name": name, "key": record.key, "revoked": record.revoked}));
+    }
+    session.out.note(format!("{name} is cut off: its key {} counts no more", record.key));
+    Ok(())
+}
+
+async fn rotate(session: &mut Session, name: &NodeName, out: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = out {
+        anyhow::ensure!(!path.exists(), "{} is there already: choose another file, or remove it", path.display());
+    }
+    let home = session.home()?;
+    let keys = FleetKeys::open(home.dir())?;
+    let fleet = session.connect().await?;
+    let bundle = fleet::rotate(&home, &keys, &fleet, name, out).await?;
+    if session.out.is_json() {
+        return session.out.json(&json!({"name": name, "key": bundle.key()?, "bundle": out}));
+    }
+    session.out.note(format!("{name} has the new key {}; the old one counts no more", bundle.key()?));
+    session.out.note(match out {
+        Some(path) => format!(
+            "Bring {} to that host, and start its agent with it on the state directory that it has. It is a secret.",
+            path.display()
+        ),
+        None => format!("Start the agent of {name} again."),
+    });
+    Ok(())
 }
 
 async fn rm(session: &mut Session, name: &NodeName, yes: bool) -> anyhow::Result<()> {

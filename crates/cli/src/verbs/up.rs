@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::station::HTTP_LISTEN;
 use crate::args::host_node_name;
 use crate::exit::{Exit, Usage};
-use crate::home_broker::{self, LISTEN, SERVER};
+use crate::home_broker::{self, LISTEN, SERVER, TlsArgs};
 use crate::logging;
 use crate::probe::http_status;
 use crate::render::paint::Paint;
@@ -62,6 +62,9 @@ pub(crate) struct Args {
     /// Broker and station only
     #[arg(long)]
     no_agent: bool,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
@@ -82,7 +85,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         session.out.note(format!("a new fleet is made in {}", home.dir().display()));
     }
     let (broker, fleet) = tokio::select! {
-        started = home_broker::start(&home, args.broker_listen) => started?,
+        started = home_broker::start(&home, args.broker_listen, &args.tls) => started?,
         () = cancel.cancelled() => return Ok(Exit::Success),
     };
     let server = broker.client_url();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use message::{History, OrderId, Outcome, OutputTally, PublicKey, State};
+use message::{History, OrderId, Outcome, OutputTally, PublicKey, State, Timestamp};
 use sha2::{Digest, Sha256};
 
 use super::{Gather, OutputStream};
@@ -33,6 +33,8 @@ pub struct NodeProgress {
     /// What is wrong with the output, if it does not fit what the node signed.
     pub output_broken: Option<String>,
     pub(super) key: PublicKey,
+    /// Since when its word counts no more.
+    pub(super) revoked: Option<Timestamp>,
     pub(super) order: OrderId,
     /// Whether something said in its name was already found to be doubtful, and told.
     pub(super) doubted: bool,
@@ -72,6 +74,7 @@ impl NodeProgress {
             stderr: Vec::new(),
             output_broken: None,
             key: expected.key.clone(),
+            revoked: None,
             order: expected.order,
             doubted: false,
             gather,

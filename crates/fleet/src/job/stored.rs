@@ -41,7 +41,8 @@ pub(crate) fn open_record(message: &Message, trust: &Trust) -> Result<(JobRecord
     let key = key_of(&message.subject);
     let doubt = |reason: String| FleetError::Job { job: key.to_owned(), reason };
     let signer = message.signer().map_err(|error| doubt(error.to_string()))?;
-    if trust.operator(&signer).is_none() {
+    // What was ordered by one who may order no more is still what was ordered then; nodes judge for themselves.
+    if !trust.was_operator(&signer, message.stored_at) {
         return Err(doubt(format!("its signer {signer} is no operator of this fleet, or is none any more")));
     }
     let record: JobRecord = serde_json::from_slice(&message.payload).map_err(|error| doubt(error.to_string()))?;

@@ -9,7 +9,7 @@ use bus::Message;
 use bytes::Bytes;
 use message::reply::{OUTPUT_ORDER_HEADER, OUTPUT_SEQUENCE_HEADER, OUTPUT_STREAM_HEADER};
 use message::state::Merge;
-use message::{JobRecord, NodeName, Reply, Seal, SignatureError, State};
+use message::{JobRecord, NodeName, NodeRecord, Reply, Seal, SignatureError, State, Timestamp};
 
 use super::progress::NodeProgress;
 use super::{Gather, OutputStream, Update};
@@ -35,6 +35,8 @@ pub(super) struct Arrival<'a> {
     pub(super) subject: &'a str,
     pub(super) payload: &'a Bytes,
     pub(super) seal: Result<Seal, SignatureError>,
+    /// When the broker stored it.
+    pub(super) stored: Timestamp,
     /// Of an output message: its order, stream and number.
     pub(super) output: [Option<&'a str>; 3],
 }
@@ -46,6 +48,7 @@ impl<'a> From<&'a Message> for Arrival<'a> {
             subject: &message.subject,
             payload: &message.payload,
             seal: message.seal(),
+            stored: message.stored_at,
             output: output.map(|name| message.header(name)),
         }
     }
@@ -58,6 +61,15 @@ impl JobView {
             expected.iter().map(|expected| (expected.node.clone(), NodeProgress::new(expected, gather))).collect();
         let unsettled = nodes.len();
         Self { record, nodes, doubtful: 0, max_output, unsettled, stranger_told: false }
+    }
+
+    /// What these nodes said after they were revoked does not count.
+    pub(super) fn silence(&mut self, revoked: &[NodeRecord]) {
+        for record in revoked {
+            if let Some(progress) = self.nodes.get_mut(&record.name).filter(|progress| progress.key == record.key) {
+                progress.revoked = record.revoked;
+            }
+        }
     }
 
     /// How many nodes are in each state; states without nodes are left out.
@@ -189,6 +201,9 @@ fn verify(progress: &NodeProgress, arrival: &Arrival<'_>) -> Result<(), String> 
     let seal = arrival.seal.as_ref().map_err(ToString::to_string)?;
     if seal.key != progress.key {
         return Err(format!("it is signed by {}, the node's key is {}", seal.key, progress.key));
+    }
+    if progress.revoked.is_some_and(|at| arrival.stored >= at) {
+        return Err("it came after the node was revoked".into());
     }
     seal.verify(arrival.payload).map_err(|error| error.to_string())
 }

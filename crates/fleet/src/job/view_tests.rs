@@ -65,6 +65,7 @@ fn apply(view: &mut JobView, sent: &Sent) -> Vec<Update> {
         subject: &sent.subject,
         payload: &sent.payload,
         seal: sent.seal.clone(),
+        stored: message::Timestamp::default(),
         output: [sent.output[0].as_deref(), sent.output[1].as_deref(), sent.output[2].as_deref()],
     })
 }

@@ -64,7 +64,7 @@ pub(super) fn life_sign(written: &Written<'_>, record: &NodeRecord) -> Result<Li
 
 /// A node as it stands.
 pub(super) fn node(record: NodeRecord, sign: Option<(LifeSign, Timestamp)>, clock: BrokerClock) -> Node {
-    let vitality = Vitality::judge(sign.as_ref().map(|(sign, seen)| (sign, *seen)), clock.now, clock.booted);
+    let vitality = Vitality::of(&record, sign.as_ref().map(|(sign, seen)| (sign, *seen)), clock.now, clock.booted);
     let (sign, last_seen) = sign.unzip();
     Node { record, sign, last_seen, vitality, age: last_seen.map(|seen| clock.now.since(seen)) }
 }
@@ -83,6 +83,12 @@ pub(super) fn view(records: &[Message], signs: &[Message], trust: &Trust, clock:
         };
         let sign = signs.get(record.name.as_str()).and_then(|message| {
             life_sign(&Written::of(message), &record)
+                .and_then(|sign| match record.revoked {
+                    Some(at) if message.stored_at >= at => {
+                        Err(format!("a life sign of {} came after it was revoked", record.name))
+                    }
+                    _ => Ok(sign),
+                })
                 .map(|sign| (sign, message.stored_at))
                 .map_err(|note| view.notes.push(note))
                 .ok()
@@ -148,6 +154,7 @@ mod tests {
             issued: Timestamp::default(),
             operators: vec![Operator::admin("admin", key(1))],
             policy_keys: vec![],
+            revoked: vec![],
         }
     }
 
@@ -161,6 +168,7 @@ mod tests {
             enrolled: Timestamp::default(),
             by: "admin".into(),
             changed: None,
+            revoked: None,
         }
     }
 

@@ -91,6 +91,7 @@ mod tests {
                 enrolled: Timestamp::default(),
                 by: "admin".into(),
                 changed: None,
+                revoked: None,
             },
             sign: None,
             last_seen: None,

@@ -325,6 +325,7 @@ mod tests {
             issued: Timestamp::from_ms(0),
             operators: vec![Operator::admin("admin", PublicKey::of(&pair(KeyPairType::User, 2)))],
             policy_keys: vec![PublicKey::of(&pair(KeyPairType::User, 3))],
+            revoked: vec![],
         }
     }
 

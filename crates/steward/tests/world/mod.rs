@@ -164,6 +164,7 @@ impl World {
         let credentials = Credentials::load(Path::new(context["creds"].as_str().unwrap())).unwrap();
         Bus::connect(ConnectOptions {
             server: context["server"].as_str().unwrap().to_owned(),
+            ca: None,
             credentials,
             name: "test".into(),
             inbox_prefix: Some("_INBOX_admin".into()),

@@ -1,0 +1,226 @@
+//! The broker's certificate, and the authority that signs it: made where the fleet's keys are, renewed before they expire.
+//!
+//! In flow a home and the names that the broker is reached by; out flow files that nats-server reads, and the authority's
+//! certificate, which every client is given. Private keys must never leave `<home>/tls`, which only its owner may read.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `ca.pem`, `ca.key` | the fleet's own authority; the first is what clients verify the broker with |
+//! | `server.pem`, `server.key` | the broker's certificate |
+//! | `server.json` | for which names, and until when |
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::claims::unix_now;
+
+const DAY_S: i64 = 24 * 60 * 60;
+/// How long the authority lives: whoever trusts it has it in a bundle, which is not renewed by itself.
+const CA_AGE_MAX_S: i64 = 20 * 365 * DAY_S;
+/// How long a certificate of the broker lives.
+const SERVER_AGE_MAX_S: i64 = 397 * DAY_S;
+/// With less than this left it is made anew.
+const RENEW_BEFORE_S: i64 = 60 * DAY_S;
+/// Clocks differ: certificates hold from a day before they were made.
+const BACKDATED_S: i64 = DAY_S;
+
+/// Why certificates could not be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}; check its owner, mode and the space on its disk", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A certificate could not be made.
+    #[error("the broker's certificate for {names} cannot be made: {reason}")]
+    Make {
+        /// For which names.
+        names: String,
+        /// Why.
+        reason: String,
+    },
+    /// The authority's files are not what they should be.
+    #[error("{} cannot be used: {reason}; restore the directory from a backup, or remove it for a new authority (every bundle is then to be made anew)", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+/// What a broker shows its clients, and whom of them it lets in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    /// Its certificate, with the chain that leads to the authority.
+    pub cert: PathBuf,
+    /// The private key of that.
+    pub key: PathBuf,
+    /// The authority that clients verify it with, and that signs clients' certificates where those are asked for.
+    pub ca: Option<PathBuf>,
+    /// Whether clients need a certificate, too.
+    pub verify_clients: bool,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Made {
+    names: BTreeSet<String>,
+    not_after: i64,
+}
+
+/// The names and addresses under which a broker is reached on its own machine.
+#[must_use]
+pub fn own_names() -> Vec<String> {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    ["localhost", "127.0.0.1", "::1"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain(host.filter(|name| is_dns_name(name)))
+        .collect()
+}
+
+fn is_dns_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 253 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
+}
+
+/// The certificate of the broker of `home`, for its own names and `more`: the one that is there, or a new one if that is
+/// not for all of them or about to expire. Names that it was for stay in it.
+///
+/// # Errors
+/// [`TlsError`] when the disk refuses, or a name cannot be one.
+pub fn ensure(home: &Path, more: &[String]) -> Result<ServerTls, TlsError> {
+    let dir = home.join("tls");
+    DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(io_error("create", &dir))?;
+    let at = |name: &str| dir.join(name);
+    let files =
+        ServerTls { cert: at("server.pem"), key: at("server.key"), ca: Some(at("ca.pem")), verify_clients: false };
+    let made = read(&at("server.json"))?.and_then(|text| serde_json::from_str::<Made>(&text).ok());
+    let mut names: BTreeSet<String> = own_names().into_iter().chain(more.iter().cloned()).collect();
+    if let Some(made) = &made {
+        let current = made.not_after - unix_now() > RENEW_BEFORE_S && names.is_subset(&made.names);
+        if current && files.cert.is_file() && files.key.is_file() && at("ca.pem").is_file() {
+            return Ok(files);
+        }
+        names.extend(made.names.iter().cloned());
+    }
+    let failed = |error: rcgen::Error| TlsError::Make {
+        names: names.iter().cloned().collect::<Vec<_>>().join(", "),
+        reason: error.to_string(),
+    };
+    let ca_params = ca_params();
+    let ca_key = match read(&at("ca.key"))? {
+        Some(pem) if at("ca.pem").is_file() => KeyPair::from_pem(&pem)
+            .map_err(|error| TlsError::Damaged { path: at("ca.key"), reason: error.to_string() })?,
+        _ => {
+            let key = KeyPair::generate().map_err(failed)?;
+            let ca = ca_params.self_signed(&key).map_err(failed)?;
+            write(&at("ca.key"), &key.serialize_pem())?;
+            write(&at("ca.pem"), &ca.pem())?;
+            key
+        }
+    };
+    let issuer = Issuer::from_params(&ca_params, ca_key);
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::new(names.iter().cloned().collect::<Vec<_>>()).map_err(failed)?;
+    let not_after = unix_now() + SERVER_AGE_MAX_S;
+    params.distinguished_name.push(DnType::CommonName, "steward broker");
+    (params.not_before, params.not_after) = (time(unix_now() - BACKDATED_S), time(not_after));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // The servers of a cluster are each other's clients.
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let cert = params.signed_by(&key, &issuer).map_err(failed)?;
+    // The note goes last: what it tells of is there then.
+    let _ = fs::remove_file(at("server.json"));
+    write(&files.key, &key.serialize_pem())?;
+    write(&files.cert, &cert.pem())?;
+    let made = serde_json::to_string(&Made { names: names.clone(), not_after }).unwrap_or_default();
+    write(&at("server.json"), &made)?;
+    tracing::info!(names = ?names, "the broker has a new certificate");
+    Ok(files)
+}
+
+fn ca_params() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "steward fleet");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (time(unix_now() - BACKDATED_S), time(unix_now() + CA_AGE_MAX_S));
+    params
+}
+
+/// Seconds of Unix time, as rcgen takes them.
+fn time<T: From<SystemTime>>(unix_s: i64) -> T {
+    (SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(unix_s).unwrap_or(0))).into()
+}
+
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> TlsError + use<'a> {
+    move |source| TlsError::Io { action, path: path.to_owned(), source }
+}
+
+fn read(path: &Path) -> Result<Option<String>, TlsError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error("read", path)(error)),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), TlsError> {
+    let staging = path.with_extension(format!("new-{}", std::process::id()));
+    let _ = fs::remove_file(&staging); // of a process that died
+    let fill = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staging)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&staging, path)
+    };
+    fill().map_err(io_error("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_kept_until_it_is_about_to_expire_or_lacks_a_name() {
+        let home = tempfile::tempdir().unwrap();
+        let text = |name: &str| fs::read_to_string(home.path().join("tls").join(name)).unwrap();
+        ensure(home.path(), &[]).unwrap();
+        let (ca, first) = (text("ca.pem"), text("server.pem"));
+        ensure(home.path(), &["localhost".to_owned()]).unwrap();
+        assert_eq!(text("server.pem"), first);
+        ensure(home.path(), &["broker.example".to_owned()]).unwrap();
+        let second = text("server.pem");
+        assert_ne!(second, first);
+        let mut made: Made = serde_json::from_str(&text("server.json")).unwrap();
+        assert!(made.names.contains("broker.example") && made.names.contains("127.0.0.1"));
+        made.not_after = unix_now() + RENEW_BEFORE_S - 1;
+        fs::write(home.path().join("tls/server.json"), serde_json::to_string(&made).unwrap()).unwrap();
+        ensure(home.path(), &[]).unwrap();
+        assert_ne!(text("server.pem"), second);
+        assert!(text("server.json").contains("broker.example"), "names stay");
+        assert_eq!(text("ca.pem"), ca, "the authority stays");
+        for secret in ["ca.key", "server.key"] {
+            let mode = fs::metadata(home.path().join("tls").join(secret)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{secret}");
+        }
+    }
+}
