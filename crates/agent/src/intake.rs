@@ -620,11 +620,8 @@ impl Intake {
 
     /// Notices a broker whose store was made anew: its sequences mean something else.
     async fn check_epoch(&mut self) -> Result<(), String> {
-        let found = self.bus.kv_get(kv::META, "epoch").await.map_err(|error| error.to_string())?;
-        let Some(epoch) = found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()) else {
-            return Ok(());
-        };
-        self.past.at_epoch(self.epoch.as_ref() != Some(&epoch));
+        let Some(epoch) = self.bus.epoch().await.map_err(|error| error.to_string())? else { return Ok(()) };
+        self.past.at_epoch(&epoch);
         if self.epoch.as_ref() != Some(&epoch) {
             if self.epoch.is_some() {
                 tracing::warn!("the broker's store is a new one; reading starts from its beginning");

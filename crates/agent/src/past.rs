@@ -5,8 +5,8 @@
 //! never run again. What the broker heard it had taken (the floor of its last life sign), and it has not answered
 //! either, may have been run: that is told as `interrupted`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bus::{Bus, BusError, clock, kv};
 use journal::Entry;
@@ -32,21 +32,47 @@ pub(crate) struct Past {
     /// How many signs of other runs were found, and of how many of them the past is settled.
     others: Arc<AtomicU64>,
     others_seen: u64,
-    /// Whether this run has read the store's epoch.
-    knows_epoch: bool,
-    /// The highest floor that the broker has heard of before this run.
-    heard_floor: Arc<AtomicU64>,
+    heard: Arc<HeardFloor>,
+}
+
+/// The highest floor that the broker has heard of before this run, and in which of its stores: what one had heard is no
+/// measure for the sequences of another.
+#[derive(Debug, Default)]
+pub(crate) struct HeardFloor(Mutex<(u64, Option<String>)>);
+
+impl HeardFloor {
+    fn lock(&self) -> MutexGuard<'_, (u64, Option<String>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The broker has told its epoch. `None`: it has none, as brokers had before there were any.
+    pub(crate) fn at(&self, epoch: Option<String>) {
+        let mut heard = self.lock();
+        if heard.1.is_some() && heard.1 != epoch {
+            heard.0 = 0;
+        }
+        heard.1 = epoch;
+    }
+
+    pub(crate) fn raise(&self, floor: u64) {
+        let mut heard = self.lock();
+        heard.0 = heard.0.max(floor);
+    }
+
+    /// The store in which it was heard is gone.
+    pub(crate) fn forget(&self) {
+        self.lock().0 = 0;
+    }
+
+    fn get(&self) -> u64 {
+        self.lock().0
+    }
 }
 
 impl Past {
     /// At the start of a run nothing is certain.
-    pub(crate) fn new(
-        doubt: Teller,
-        revision: Arc<AtomicU64>,
-        others: Arc<AtomicU64>,
-        heard_floor: Arc<AtomicU64>,
-    ) -> Self {
-        let mut past = Self { doubt, revision, others, others_seen: 0, knows_epoch: false, heard_floor };
+    pub(crate) fn new(doubt: Teller, revision: Arc<AtomicU64>, others: Arc<AtomicU64>, heard: Arc<HeardFloor>) -> Self {
+        let mut past = Self { doubt, revision, others, others_seen: 0, heard };
         past.doubt();
         past
     }
@@ -65,13 +91,9 @@ impl Past {
         }
     }
 
-    /// The epoch of the broker's store was read. If it has changed under this run, what the old store had heard is no
-    /// measure for the new one's sequences.
-    pub(crate) fn at_epoch(&mut self, is_new: bool) {
-        if is_new && self.knows_epoch {
-            self.heard_floor.store(0, Ordering::Relaxed);
-        }
-        self.knows_epoch = true;
+    /// The epoch of the broker's store was read.
+    pub(crate) fn at_epoch(&self, epoch: &str) {
+        self.heard.at(Some(epoch.to_owned()));
     }
 
     pub(crate) fn is_doubtful(&self) -> bool {
@@ -112,7 +134,7 @@ impl Past {
         identity: &Arc<Identity>,
         orders: Vec<(Order, u64)>,
     ) -> Result<Vec<Entry>, BusError> {
-        let heard_floor = self.heard_floor.load(Ordering::Relaxed);
+        let heard_floor = self.heard.get();
         let whose = |(order, _): &(Order, u64)| (order.id, order.from.clone(), order.job.clone());
         let recall = move |(order, sequence): (Order, u64), answer| recalled(&order, sequence, answer, heard_floor);
         look_up(bus, identity, orders, whose, recall).await

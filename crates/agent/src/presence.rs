@@ -22,6 +22,7 @@ use crate::disk;
 use crate::halt::Teller;
 use crate::options::AgentError;
 use crate::outbox::Outbox;
+use crate::past::HeardFloor;
 use crate::process::Processes;
 use crate::run::Identity;
 use crate::twin::{self, Claim};
@@ -59,8 +60,7 @@ pub(crate) struct Presence {
     pub(crate) revision: Arc<AtomicU64>,
     /// How many signs of other runs were found where our own should stand.
     pub(crate) others: Arc<AtomicU64>,
-    /// The highest floor that the broker has heard of before this run.
-    pub(crate) heard_floor: Arc<AtomicU64>,
+    pub(crate) heard: Arc<HeardFloor>,
 }
 
 impl Presence {
@@ -91,6 +91,8 @@ impl Presence {
         let name = self.identity.me.name.clone();
         let mut waited = false;
         loop {
+            // Before what it has heard: should the store be lost in between, nothing is worse than having heard nothing.
+            self.heard.at(self.bus.epoch().await?);
             let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? else {
                 // What an earlier try found is gone with the store that held it.
                 self.revision.store(0, Ordering::Relaxed);
@@ -98,7 +100,7 @@ impl Presence {
             };
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
-            self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.heard.raise(other.floor);
             self.floor.fetch_max(other.floor, Ordering::Relaxed);
             if waited {
                 if moved && twin::is_twin(&other, self.identity.boot) {
@@ -245,12 +247,12 @@ impl Presence {
         if found.is_none() {
             // Gone with its store: floors of that one mean nothing here.
             self.floor.store(0, Ordering::Relaxed);
-            self.heard_floor.store(0, Ordering::Relaxed);
+            self.heard.forget();
         }
         let sign = found.and_then(|found| self.own_sign(&found));
         if let Some(other) = sign.as_ref().filter(|sign| sign.boot != self.identity.boot) {
             // Also if it is gone: what it did, the journal does not know. Noted before its sign counts as known.
-            self.heard_floor.fetch_max(other.floor, Ordering::Relaxed);
+            self.heard.raise(other.floor);
             self.others.fetch_add(1, Ordering::Release);
         }
         self.revision.store(sequence, Ordering::Relaxed);

@@ -22,7 +22,7 @@ use crate::intake::{Held, Intake, PLACES};
 use crate::method::keeper_id;
 use crate::options::{AgentError, AtStop, Options};
 use crate::outbox::Outbox;
-use crate::past::Past;
+use crate::past::{HeardFloor, Past};
 use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
@@ -183,7 +183,8 @@ pub(crate) async fn live(
     let mut tasks: JoinSet<Ended> = JoinSet::new();
     // Which store the journal's own floor belongs to is not known yet: until then, what that store has heard is told.
     let floor = Arc::new(AtomicU64::new(0));
-    let [revision, others, heard_floor] = [0; 3].map(|zero| Arc::new(AtomicU64::new(zero)));
+    let [revision, others] = [0; 2].map(|zero| Arc::new(AtomicU64::new(zero)));
+    let heard = Arc::new(HeardFloor::default());
     let places = Arc::new(Semaphore::new(PLACES));
     let mut presence = Presence {
         bus: bus.clone(),
@@ -203,7 +204,7 @@ pub(crate) async fn live(
         twin_heard: None,
         revision: Arc::clone(&revision),
         others: Arc::clone(&others),
-        heard_floor: Arc::clone(&heard_floor),
+        heard: Arc::clone(&heard),
     };
     start_default_processes(&processes);
     presence.claim(&cancel).await?;
@@ -270,7 +271,7 @@ pub(crate) async fn live(
         epoch: opened.cursor.epoch.clone(),
         watermark: opened.cursor.watermark,
         cloned: cloned_seen,
-        past: Past::new(doubt, revision, others, heard_floor),
+        past: Past::new(doubt, revision, others, heard),
         held: Some(resumed),
     };
     {

@@ -22,6 +22,15 @@ pub const POLICY: &str = "POLICY";
 pub const META: &str = "META";
 
 impl Bus {
+    /// The epoch of the broker's store; another one, when it was made anew. `None` when it has none.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn epoch(&self) -> Result<Option<String>, BusError> {
+        let found = self.kv_get(META, "epoch").await?;
+        Ok(found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()))
+    }
+
     /// The value of a key, with the headers it was written with; `None` when there is none or it was deleted.
     ///
     /// # Errors

@@ -170,7 +170,7 @@ pub(crate) fn save_list(home: &Home, sealed: &SealedDocument) -> Result<(), Flee
 }
 
 impl Fleet {
-    /// Puts a new operator on the list, with a key made for him.
+    /// Puts a new operator on the list, with a key made for him; one whose word counts for the policy too, if so wanted.
     ///
     /// # Errors
     /// [`FleetError::Usage`] when the name is taken; otherwise when the list cannot be signed or stored.
@@ -179,7 +179,7 @@ impl Fleet {
         keys: &FleetKeys,
         root: &RootKey,
         name: &NodeName,
-        roles: &[Token],
+        (roles, signs_policies): (&[Token], bool),
     ) -> Result<OperatorBundle, FleetError> {
         // These names have inboxes of their own at the broker.
         if [STATION, Role::Provisioner.as_str(), Role::Station.as_str(), Role::System.as_str()].contains(&name.as_str())
@@ -199,6 +199,9 @@ impl Fleet {
                 }
                 let operator = Operator { name: name.to_string(), key: key.clone(), roles: roles.to_vec() };
                 trust.operators.push(operator);
+                if signs_policies {
+                    trust.policy_keys.push(key.clone());
+                }
                 Ok(())
             })
             .await?;
@@ -245,9 +248,11 @@ impl Fleet {
         for key in &keys {
             records += self.sign_anew(key).await?;
         }
+        self.sign_policy_anew(root, &keys).await?;
         let sealed = self
             .change_trust(root, |trust| {
                 trust.operators.retain(|operator| !keys.contains(&operator.key));
+                trust.policy_keys.retain(|key| !keys.contains(key));
                 for key in &keys {
                     if trust.revoked(key).is_none() {
                         trust.revoked.push(Revoked { name: name.to_owned(), key: key.clone(), revoked: clock::now() });
@@ -288,6 +293,9 @@ impl Fleet {
             .change_trust(root, |trust| {
                 let operator = Operator { name: name.to_string(), key: key.clone(), roles: roles.clone() };
                 trust.operators.push(operator);
+                if trust.policy_keys.contains(&old) {
+                    trust.policy_keys.push(key.clone());
+                }
                 Ok(())
             })
             .await?;

@@ -1,24 +1,24 @@
 //! The policy from the operator's side: read and written as TOML, signed, handed to the broker, never taken back to an older
 //! version.
 
+use std::path::Path;
+
 use bus::kv::POLICY;
 use bus::{BusError, clock};
 use bytes::Bytes;
 use message::policy::{POLICY_KEY, Rule, Rules, reach};
-use message::{Policy, SealedDocument};
+use message::{Policy, PublicKey, SealedDocument};
 use nkeys::KeyPair;
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-use crate::connection::Fleet;
+use crate::connection::{CONFLICTS_MAX, Fleet};
 use crate::context::Home;
 use crate::error::FleetError;
 use crate::files::{self, Access};
 use crate::nodes::near;
 use crate::root::RootKey;
 
-/// How often a write is tried again when somebody else was faster.
-const CONFLICTS_MAX: u32 = 5;
 /// The largest file that is looked at.
 const FILE_BYTES_MAX: usize = 1024 * 1024;
 /// The conditions of a rule, in the order in which they are shown.
@@ -196,14 +196,37 @@ impl Fleet {
         Err(BusError::Conflict { what: "the policy".into() }.into())
     }
 
+    /// Has the root sign the policy in force anew, word for word, if one of these keys did, which are about to count no more.
+    ///
+    /// # Errors
+    /// [`FleetError`] when it cannot be read or stored.
+    pub(crate) async fn sign_policy_anew(&self, root: &RootKey, keys: &[PublicKey]) -> Result<(), FleetError> {
+        for _ in 0..CONFLICTS_MAX {
+            let Some((revision, Ok(signed))) = self.policy_at_broker().await? else { return Ok(()) };
+            if !keys.contains(&signed.sealed.seal.key) {
+                return Ok(());
+            }
+            let signed = seal(&signed.policy, root.pair())?;
+            if self.put_policy(&signed, revision).await? {
+                return save(&self.context().home(), &signed);
+            }
+        }
+        Err(BusError::Conflict { what: "the policy".into() }.into())
+    }
+
     /// Signs `rules` as the version after `base`, which is what was looked at, and after `above`, which nodes may have seen, and
-    /// puts them in force. The root signs, if its key is in the home; else this
-    /// identity, if the list of operators names it for that.
+    /// puts them in force. The root signs, if its key is in the home or in the file `root`; else this identity, if the list of
+    /// operators names it for that.
     ///
     /// # Errors
     /// [`FleetError::Usage`] when somebody else has changed the policy since `base`; [`FleetError::File`] when nobody is here
     /// who may sign.
-    pub async fn apply_policy(&self, rules: &Rules, base: u64, above: u64) -> Result<Policy, FleetError> {
+    pub async fn apply_policy(
+        &self,
+        rules: &Rules,
+        (base, above): (u64, u64),
+        root: Option<&Path>,
+    ) -> Result<Policy, FleetError> {
         let raced = |found: u64| {
             FleetError::usage(format!(
                 "somebody else has changed the policy meanwhile: what was compared is version {base}, in force is version \
@@ -221,9 +244,9 @@ impl Fleet {
             .ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
         let policy = Policy::new(next, self.context().root.clone(), clock::now(), rules.clone());
         let own = self.trust().policy_keys.contains(&self.key());
-        let signed = match RootKey::find(&self.context().home(), None, &self.context().root) {
+        let signed = match RootKey::find(&self.context().home(), root, &self.context().root) {
             Ok(root) => seal(&policy, root.pair())?,
-            Err(_) if own => seal(&policy, self.credentials().pair())?,
+            Err(_) if own && root.is_none() => seal(&policy, self.credentials().pair())?,
             Err(error) => return Err(error),
         };
         if !self.put_policy(&signed, revision).await? {

@@ -37,6 +37,8 @@ pub enum Wish {
     Begun(Id, Duration),
     /// A program is to end.
     End(Id),
+    /// What was held of a program is gone: how it ended, only the agent may know.
+    Gone(Id),
 }
 
 /// The keeper of one state directory; there or not.
@@ -136,7 +138,7 @@ impl Keeper {
                 }
                 Some(Request::Quit { all }) => {
                     if all {
-                        held.clear();
+                        wishes.extend(std::mem::take(held).into_keys().map(Wish::Gone));
                     }
                     if held.is_empty() {
                         link.lose();

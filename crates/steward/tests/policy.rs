@@ -7,11 +7,11 @@ mod world;
 
 use std::path::PathBuf;
 
-use bus::keys::FleetKeys;
+use bus::claims::Creds;
 use bus::{Bus, Headers};
 use bytes::Bytes;
 use message::policy::Rules;
-use message::{Operator, Policy, PublicKey, Seal, SealedDocument, Timestamp, Token, Trust};
+use message::{Policy, PublicKey, Seal, SealedDocument, Timestamp, Token};
 use nkeys::KeyPair;
 use serde_json::Value;
 use world::{World, eventually, lines};
@@ -28,25 +28,13 @@ fn root(world: &World) -> KeyPair {
     KeyPair::from_seed(std::fs::read_to_string(world.path("keys/fleet-root.nk")).unwrap().trim()).unwrap()
 }
 
-/// Adds an operator with these roles. Agents that start afterwards know of it.
-async fn add_operator(world: &World, bus: &Bus, name: &str, roles: &[&str], signs_policies: bool) -> Person {
-    let pair = KeyPair::new_user();
-    let creds = world.path(&format!("{name}.creds"));
-    let text = FleetKeys::open(world.home()).unwrap().operator_user(name, &pair).unwrap().render();
-    std::fs::write(&creds, text).unwrap();
-    let (root, file) = (root(world), world.path("trust.json"));
-    let sealed: SealedDocument = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
-    let mut trust = Trust::open(&sealed, &PublicKey::of(&root)).unwrap();
-    trust.serial += 1;
-    let roles = roles.iter().map(|role| Token::role(*role).unwrap()).collect();
-    trust.operators.push(Operator { name: name.into(), key: PublicKey::of(&pair), roles });
-    if signs_policies {
-        trust.policy_keys.push(PublicKey::of(&pair));
-    }
-    let sealed = SealedDocument::new(serde_json::to_string(&trust).unwrap(), &root).unwrap();
-    let text = serde_json::to_string(&sealed).unwrap();
-    std::fs::write(&file, &text).unwrap();
-    bus.kv_put("POLICY", "trust", Bytes::from(text), None).await.unwrap();
+/// Adds an operator with these roles.
+fn add_operator(world: &World, name: &str, roles: &[&str], flags: &[&str]) -> Person {
+    let roles = roles.iter().flat_map(|role| ["--role", role]);
+    let arguments: Vec<&str> =
+        ["operator", "add", name].into_iter().chain(roles).chain(flags.iter().copied()).collect();
+    let creds = PathBuf::from(world.json(0, &arguments)["creds"].as_str().unwrap());
+    let pair = Creds::parse(&std::fs::read_to_string(&creds).unwrap()).unwrap().key().unwrap();
     Person { pair, creds }
 }
 
@@ -118,7 +106,7 @@ argv = [["echo", "hello", "**"]]
 async fn what_no_rule_allows_is_rejected_at_the_edge() {
     let mut world = World::up();
     let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
     world.agent("ship1", &[]);
     // The first policy: admins may everything, and nobody else anything.
     let job = anna.json(&world, 3, &["run", "ship1", "--", "echo", "hello"]);
@@ -173,8 +161,8 @@ async fn what_no_rule_allows_is_rejected_at_the_edge() {
 async fn nobody_who_holds_the_broker_brings_another_policy_in_force() {
     let mut world = World::up();
     let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
-    let delegate = add_operator(&world, &bus, "dora", &[], true).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
+    let delegate = add_operator(&world, "dora", &[], &["--signs-policies"]);
     let first = bus.kv_get("POLICY", "policy").await.unwrap().unwrap().payload;
     world.agent("ship1", &[]);
     apply(&world, ECHO);
@@ -235,7 +223,7 @@ async fn nobody_who_holds_the_broker_brings_another_policy_in_force() {
 async fn a_broker_that_was_made_anew_frees_nobody() {
     let mut world = World::up();
     let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
     world.agent("ship1", &[]);
     apply(&world, ECHO);
     bus.close().await;
@@ -265,7 +253,7 @@ async fn a_broker_that_was_made_anew_frees_nobody() {
 async fn an_order_that_the_broker_let_pass_is_rejected_by_role() {
     let mut world = World::up();
     let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
     world.agent("ship1", &[]);
     let witness = world.path("witness");
     let job = world.json(0, &["run", "ship1", "--sh", &format!("echo ran >> {}", witness.display())]);
@@ -285,9 +273,8 @@ async fn an_order_that_the_broker_let_pass_is_rejected_by_role() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ones_own_orders_one_may_take_back_and_others_by_a_rule() {
     let mut world = World::up();
-    let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
-    let carl = add_operator(&world, &bus, "carl", &["chief"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
+    let carl = add_operator(&world, "carl", &["chief"], &[]);
     world.agent("ship1", &[]);
     apply(
         &world,
@@ -333,8 +320,7 @@ methods = ["cancel"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_is_decided_about_again_when_the_policy_changes() {
     let mut world = World::up();
-    let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
     world.agent("ship1", &[]);
     apply(&world, "[[allow]]\nname = \"ops\"\nroles = [\"ops\"]\n");
     eventually("the node has the policy", || version_kept(&world, "ship1") == 2);
@@ -364,9 +350,9 @@ approvals = 2
 async fn what_needs_two_waits_for_the_second_and_counts_nobody_twice() {
     let mut world = World::up();
     let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
-    let bert = add_operator(&world, &bus, "bert", &["ops"], false).await;
-    let dave = add_operator(&world, &bus, "dave", &["dev"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
+    let bert = add_operator(&world, "bert", &["ops"], &[]);
+    let dave = add_operator(&world, "dave", &["dev"], &[]);
     world.agent("ship1", &[]);
     apply(&world, TWO);
     eventually("the node has the policy", || version_kept(&world, "ship1") == 2);
@@ -441,8 +427,7 @@ async fn approve_other_bytes(world: &World, by: &Person, job: &str, bus: &Bus) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nodes_own_configuration_narrows_and_never_widens() {
     let mut world = World::up();
-    let bus = world.operator_bus().await;
-    let anna = add_operator(&world, &bus, "anna", &["ops"], false).await;
+    let anna = add_operator(&world, "anna", &["ops"], &[]);
     let config = world.path("narrow.toml");
     std::fs::write(
         &config,
@@ -555,4 +540,41 @@ fn a_policy_is_shown_checked_and_applied() {
     assert_eq!(checked["rule"], "no rm", "{checked}");
     let applied = world.json(0, &["policy", "apply", path, "--yes"]);
     assert_eq!((&applied["version"], &applied["changes"][0]["change"]), (&2.into(), &"loses".into()), "{applied}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_signs_policies_does_so_without_the_root_until_he_is_revoked() {
+    let mut world = World::up();
+    let bus = world.operator_bus().await;
+    world.agent("ship1", &[]);
+    let dora = add_operator(&world, "dora", &[], &["--signs-policies"]);
+    // The root's key is kept elsewhere from now on.
+    let (here, elsewhere) = (world.path("keys/fleet-root.nk"), world.path("elsewhere.nk"));
+    std::fs::rename(&here, &elsewhere).unwrap();
+    let file = world.path("policy.toml");
+    let rules = |name: &str| format!("[[allow]]\nname = \"{name}\"\nroles = [\"admin\"]\n");
+    std::fs::write(&file, rules("second")).unwrap();
+    let arguments = ["policy", "apply", file.to_str().unwrap(), "--yes"];
+    assert_eq!(world.steward(&arguments).status.code(), Some(1), "nobody here may sign");
+    dora.json(&world, 0, &arguments);
+    eventually("the delegate's policy is in force", || version_kept(&world, "ship1") == 2);
+
+    let root_flag = ["--root", elsewhere.to_str().unwrap()];
+    world.json(0, &[&["operator", "revoke", "dora", "--yes"][..], &root_flag].concat());
+    // What he had signed holds as before: for the node that has it, and for one that never saw another.
+    world.agent("ship2", &[]);
+    let known = world.json(0, &["call", "ship2", "hello"])["nodes"]["ship2"]["data"]["policy"].clone();
+    assert_eq!(known, 2, "a new node has it");
+    eventually("nobody complains", || ["ship1", "ship2"].iter().all(|node| world.state(node) == "online"));
+    // What he signs from now on counts for nothing, whoever brings it to the broker.
+    let fleet = KeyPair::from_seed(std::fs::read_to_string(&elsewhere).unwrap().trim()).unwrap();
+    let before = bus.kv_get("POLICY", "policy").await.unwrap().unwrap().payload;
+    bus.kv_put("POLICY", "policy", sealed(3, open_to_all(), &fleet, &dora.pair).into(), None).await.unwrap();
+    eventually("the node refuses it", || reason(&world, "ship1").contains("neither this fleet's root"));
+    assert_eq!(version_kept(&world, "ship1"), 2);
+    // And the root's own goes on counting, from where it is kept.
+    bus.kv_put("POLICY", "policy", before, None).await.unwrap();
+    std::fs::write(&file, rules("third")).unwrap();
+    world.json(0, &[&arguments[..], &root_flag].concat());
+    eventually("the root's policy is in force", || version_kept(&world, "ship1") == 3);
 }

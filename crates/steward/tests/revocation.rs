@@ -249,8 +249,8 @@ fn the_list_of_operators_changes_by_the_root_key_alone() {
     // One file is all that a new operator needs, in a home of his own.
     let bundle = world.path("anna.operator");
     let (kept, bundle) = (kept.to_str().unwrap(), bundle.to_str().unwrap());
-    let added = world.json(0, &["operator", "add", "anna", "--role", "ops", "--out", bundle, "--root", kept]);
-    assert_eq!(added["roles"], serde_json::json!(["ops"]));
+    let added = world.json(0, &["operator", "add", "anna", "--role", "admin", "--out", bundle, "--root", kept]);
+    assert_eq!(added["roles"], serde_json::json!(["admin"]));
     let hers = tempfile::tempdir().unwrap();
     let at_hers =
         |arguments: &[&str]| world::program().arg("--home").arg(hers.path()).args(arguments).output().unwrap();

@@ -574,13 +574,18 @@ impl World {
     fn keeper_dies(&mut self, machine: usize) {
         self.note(|| format!("keeper of {machine} dies"));
         for id in self.machines[machine].keeper.die() {
-            let (now, order) = (self.now, OrderId::from_bytes(id.0));
-            self.note(|| format!("{id} is lost"));
-            for (own, life) in &mut self.lives {
-                if *own == order && life.machine == machine {
-                    life.lost = true;
-                    life.ended.get_or_insert((now, None));
-                }
+            self.lose(machine, id);
+        }
+    }
+
+    /// How a program ended is not known to its keeper any more.
+    fn lose(&mut self, machine: usize, id: keeper::Id) {
+        let (now, order) = (self.now, OrderId::from_bytes(id.0));
+        self.note(|| format!("{id} is lost"));
+        for (own, life) in &mut self.lives {
+            if *own == order && life.machine == machine {
+                life.lost = true;
+                life.ended.get_or_insert((now, None));
             }
         }
     }
@@ -809,6 +814,7 @@ impl World {
                         (life.due, life.how) = (soon, End::Cancelled);
                     }
                 }
+                Wish::Gone(id) => self.lose(machine, id),
             }
         }
         !wishes.is_empty()

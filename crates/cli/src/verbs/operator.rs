@@ -28,10 +28,10 @@ pub(crate) struct Args {
 
 /// Where the root's key is.
 #[derive(Debug, clap::Args)]
-struct Root {
+pub(crate) struct Root {
     /// The root's private key, when it is kept elsewhere than in --home
     #[arg(long, value_name = "FILE", env = "STEWARD_ROOT", hide_env_values = true)]
-    root: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +55,9 @@ enum Verb {
         /// Where to write what he needs
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// He may put policies in force, without the root's key
+        #[arg(long)]
+        signs_policies: bool,
         #[command(flatten)]
         root: Root,
     },
@@ -108,7 +111,9 @@ fn role(text: &str) -> Result<Token, NameError> {
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::Ls => ls(session).await,
-        Verb::Add { name, roles, out, root } => add(session, &name, roles, out.as_deref(), &root).await,
+        Verb::Add { name, roles, out, signs_policies, root } => {
+            add(session, &name, (roles, signs_policies), out.as_deref(), &root).await
+        }
         Verb::Revoke { name, key, yes, root } => revoke(session, &name, key.as_ref(), yes, &root).await,
         Verb::Rotate { name, out, keep_old, root } => rotate(session, &name, out.as_deref(), keep_old, &root).await,
     }?;
@@ -154,7 +159,7 @@ fn root_key(session: &Session, root: &Root) -> anyhow::Result<RootKey> {
 async fn add(
     session: &mut Session,
     name: &NodeName,
-    mut roles: Vec<Token>,
+    (mut roles, signs_policies): (Vec<Token>, bool),
     out: Option<&Path>,
     root: &Root,
 ) -> anyhow::Result<()> {
@@ -175,7 +180,7 @@ async fn add(
         ),
     }
     let (root, keys) = (root_key(session, root)?, FleetKeys::open(home.dir())?);
-    let bundle = session.connect().await?.add_operator(&keys, &root, name, &roles).await?;
+    let bundle = session.connect().await?.add_operator(&keys, &root, name, (&roles, signs_policies)).await?;
     let context = match out {
         Some(path) => bundle.save(path).map(|()| None)?,
         None => Some(bundle.install(&home, None)?),

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::exit::{Exit, Usage};
 use crate::render::paint::tame;
 use crate::session::Session;
+use crate::verbs::operator::Root;
 
 /// See, try and change who may have what done on which nodes.
 #[derive(Debug, clap::Args)]
@@ -51,6 +52,8 @@ enum Verb {
         /// Make its version higher than this: nodes that have seen a newer one than this home and the broker name it
         #[arg(long, value_name = "VERSION", default_value_t = 0)]
         above: u64,
+        #[command(flatten)]
+        root: Root,
     },
 }
 
@@ -86,7 +89,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     match args.verb {
         Verb::Show => show(session).await,
         Verb::Check(check) => self::check(session, check).await,
-        Verb::Apply { file, yes, above } => apply(session, &file, yes, above).await,
+        Verb::Apply { file, yes, above, root } => apply(session, &file, yes, above, &root).await,
     }
 }
 
@@ -196,7 +199,7 @@ fn tell(session: &mut Session, decision: &Decision) -> anyhow::Result<()> {
     })
 }
 
-async fn apply(session: &mut Session, file: &Path, yes: bool, above: u64) -> anyhow::Result<Exit> {
+async fn apply(session: &mut Session, file: &Path, yes: bool, above: u64, root: &Root) -> anyhow::Result<Exit> {
     let rules = read(file)?;
     let fleet = session.connect().await?;
     let before = fleet.policy().await?.map(|signed| signed.policy);
@@ -228,7 +231,7 @@ async fn apply(session: &mut Session, file: &Path, yes: bool, above: u64) -> any
     if !yes {
         agree()?;
     }
-    let policy = fleet.apply_policy(&rules, base, above).await?;
+    let policy = fleet.apply_policy(&rules, (base, above), root.root.as_deref()).await?;
     if session.out.is_json() {
         let changes: Vec<_> = changes.iter().map(to_json).collect();
         session.out.json(&json!({"version": policy.version, "changes": changes}))?;

@@ -242,7 +242,7 @@ impl Policy {
     /// [`PolicyError`] when it is too large, signed by anybody else, altered, or not what it should be.
     pub fn open(sealed: &SealedDocument, root: &PublicKey, trust: &Trust) -> Result<Self, PolicyError> {
         let key = &sealed.seal.key;
-        if key != root && !trust.policy_keys.contains(key) {
+        if key != root && (!trust.policy_keys.contains(key) || trust.revoked(key).is_some()) {
             return Err(PolicyError::Signer { key: key.clone() });
         }
         Self::open_kept(sealed, root)
