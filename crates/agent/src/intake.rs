@@ -111,10 +111,6 @@ impl Intake {
         let mut live = LiveOrders::open(&self.bus, &self.identity.me.name).await?;
         let hints = [format!("core.KV.{}.*", kv::POLICY)];
         let mut hints = LiveStored::open(&self.bus, &hints).await?;
-        // A newer list may have been kept just before the last run broke off.
-        if let Err(error) = self.withdraw_revoked().await {
-            tracing::warn!(%error, "what revoked operators had ordered is looked through again at the next catch-up");
-        }
         let mut link = self.bus.link();
         let mut seen_link = *link.borrow_and_update();
         // The first thing to do, as soon as the link is up.
@@ -465,7 +461,6 @@ impl Intake {
         if !greeted {
             self.gate.refresh(&self.bus).await.map_err(|error| error.to_string())?;
         }
-        self.withdraw_revoked().await.map_err(|error| error.to_string())?;
         let node = self.identity.me.name.clone();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         self.identity.time.read(scan.opened_at());
@@ -526,6 +521,7 @@ impl Intake {
             self.floor.store(floor, Ordering::Relaxed);
         }
         self.past.is_settled();
+        self.withdraw_revoked().await.map_err(|error| error.to_string())?;
         self.degraded.send_if_modified(|reason| reason.take().is_some());
         Ok(())
     }

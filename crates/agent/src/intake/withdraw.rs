@@ -90,8 +90,12 @@ impl Intake {
         Ok(())
     }
 
-    /// What waits was ordered by one who may not order any more: it will not begin.
+    /// What waits was ordered by one who may not order any more: it will not begin. Not while the journal is in doubt, which
+    /// may not know what became of it: a catch-up that ends the doubt comes here again, and until then nothing begins.
     pub(super) async fn withdraw_revoked(&mut self) -> Result<(), JournalError> {
+        if self.past.is_doubtful() {
+            return Ok(());
+        }
         let trust = self.trusted.current();
         let mut batch = Batch::default();
         for (id, signer) in self.processes.in_hand().waiting_by() {
