@@ -675,22 +675,9 @@ fn entry(order: &Order, message: &Message, refused: Option<(State, String)>, beg
     };
     let runs = refused.is_none();
     Entry {
-        id: order.id,
-        sequence: message.sequence,
-        job: order.job.clone(),
-        from: order.from.clone(),
-        method: order.method.clone(),
-        domain: order.domain.clone(),
-        expires: order.expires,
-        supersede: order.supersede.clone(),
-        history: history_of(steps),
         reason: refused.map(|(_, reason)| reason),
-        outcome: None,
         body: runs.then(|| String::from_utf8_lossy(&message.payload).into_owned()),
-        reply_id: clock::message_id(),
-        by: None,
-        approvals: vec![],
-        reported: 0,
+        ..Entry::new(order, message.sequence, history_of(steps), clock::message_id())
     }
 }
 

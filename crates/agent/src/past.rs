@@ -209,24 +209,7 @@ fn recalled(order: &Order, sequence: u64, answer: Option<Reply>, heard_floor: u6
     };
     let told = history.step();
     let (history, reason) = ended(history, reason)?;
-    Some(Entry {
-        id: order.id,
-        sequence,
-        job: order.job.clone(),
-        from: order.from.clone(),
-        method: order.method.clone(),
-        domain: order.domain.clone(),
-        expires: order.expires,
-        supersede: order.supersede.clone(),
-        history,
-        reason,
-        outcome,
-        body: None,
-        reply_id: clock::message_id(),
-        by: None,
-        approvals: vec![],
-        reported: told,
-    })
+    Some(Entry { reason, outcome, reported: told, ..Entry::new(order, sequence, history, clock::message_id()) })
 }
 
 /// The entry as it is to be, when this node has told more of its order than the journal knows, or something else: what

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use message::{History, JobId, MessageId, NodeName, OrderId, Outcome, PublicKey, Timestamp, Token};
+use message::{History, JobId, MessageId, NodeName, Order, OrderId, Outcome, PublicKey, Timestamp, Token};
 use serde::{Deserialize, Serialize};
 
 /// How long after its expiry an order's id is remembered: as long as the broker could still replay it.
@@ -53,6 +53,28 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// What is known of an order when it comes, with this to be told of it; nothing of it is confirmed, and nothing is left to run.
+    pub fn new(order: &Order, sequence: u64, history: History, reply_id: MessageId) -> Self {
+        Self {
+            id: order.id,
+            sequence,
+            job: order.job.clone(),
+            from: order.from.clone(),
+            method: order.method.clone(),
+            domain: order.domain.clone(),
+            expires: order.expires,
+            supersede: order.supersede.clone(),
+            history,
+            reason: None,
+            outcome: None,
+            body: None,
+            reply_id,
+            by: None,
+            approvals: vec![],
+            reported: 0,
+        }
+    }
+
     /// Whether nothing is left to do for it but to remember its id.
     pub fn is_settled(&self) -> bool {
         self.history.state().is_terminal() && self.reported >= self.history.step()

@@ -137,9 +137,10 @@ impl Ledger {
     /// Writes what the log holds, and `more`, into the store; the log begins anew.
     fn carry_over(&mut self, more: &[Write]) -> Result<(), JournalError> {
         let generation = log::fresh_generation()?;
-        let db = self.reader.database()?;
-        let result = (|| {
-            let txn = begin(&db)?;
+        // Where it does not even open, nothing was attempted.
+        self.reader.database()?;
+        let result = self.reader.in_store(|db| {
+            let txn = begin(db)?;
             for write in lock(&self.reader.overlay).writes() {
                 store::apply(&txn, &write)?;
             }
@@ -148,12 +149,10 @@ impl Ledger {
             }
             store::set_log_generation(&txn, generation)?;
             commit(txn)
-        })();
+        });
         match result {
             Ok(()) => self.begin_anew(generation),
             Err(error) => {
-                drop(db);
-                self.reader.close();
                 self.attempt = Some(generation);
                 // It may have failed at its very last step, and be there all the same.
                 if self.settle().is_err() || self.generation != generation {
@@ -174,25 +173,20 @@ impl Ledger {
     /// Finds out what became of a write to the store that failed.
     fn settle(&mut self) -> Result<(), JournalError> {
         let Some(attempt) = self.attempt else { return Ok(()) };
-        let db = self.reader.database()?;
-        let result = (|| {
-            if store::log_generation(&db)? != Some(attempt) {
+        let got_through = self.reader.in_store(|db| {
+            if store::log_generation(db)? != Some(attempt) {
                 return Ok(false);
             }
             // It is in the file, and perhaps not on the disk.
-            let txn = begin(&db)?;
+            let txn = begin(db)?;
             store::set_log_generation(&txn, attempt)?;
             commit(txn)?;
             Ok(true)
-        })();
-        match result {
-            Ok(true) => self.begin_anew(attempt),
-            Ok(false) => self.attempt = None,
-            Err(error) => {
-                drop(db);
-                self.reader.close();
-                return Err(error);
-            }
+        })?;
+        if got_through {
+            self.begin_anew(attempt);
+        } else {
+            self.attempt = None;
         }
         Ok(())
     }
@@ -203,18 +197,12 @@ impl Ledger {
         if !lock(&self.reader.overlay).is_empty() || self.doubtful {
             self.carry_over(&[])?;
         }
-        let db = self.reader.database()?;
-        let result = (|| {
-            let txn = begin(&db)?;
+        self.reader.in_store(|db| {
+            let txn = begin(db)?;
             let pruned = store::prune(&txn, watermark)?;
             commit(txn)?;
             Ok(pruned)
-        })();
-        if result.is_err() {
-            drop(db);
-            self.reader.close();
-        }
-        result
+        })
     }
 }
 
@@ -250,9 +238,15 @@ impl Reader {
         Ok(open)
     }
 
-    /// After a failed write redb refuses everything until the file is opened anew.
-    fn close(&self) {
-        *lock(&self.db) = None;
+    /// Writes to the store. After a failed write redb refuses everything until the file is opened anew.
+    fn in_store<T>(&self, write: impl FnOnce(&Database) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        let db = self.database()?;
+        let result = write(&db);
+        if result.is_err() {
+            drop(db);
+            *lock(&self.db) = None;
+        }
+        result
     }
 
     pub(crate) fn find(&self, id: &OrderId) -> Result<Option<Entry>, JournalError> {
