@@ -34,6 +34,7 @@ use crate::process::{Processes, Task};
 use crate::run::Identity;
 use crate::trust::Trusted;
 use withdraw::Ending;
+pub(crate) use withdraw::left_waiting;
 
 /// The most orders that may wait or run at once; beyond it, what comes stays at the broker.
 pub(crate) const PLACES: usize = 10_000;

@@ -257,7 +257,7 @@ impl Processes {
         self.tasks.spawn(async move {
             let in_time = tokio::select! {
                 biased;
-                // What it wanted ended is ended by the stop; the next start reports this cancel as interrupted.
+                // The next start sees to it.
                 () = processes.stop.cancelled() => return,
                 () = processes.in_hand.gone(&order) => true,
                 () = tokio::time::sleep(limit) => false,
@@ -276,6 +276,7 @@ impl Processes {
             entry.reason = Some(format!("the order of job {job} was told to end, and has not ended yet"));
         }
         entry.outcome = Some(cancel_outcome(job, State::Running, now));
+        entry.body = None;
         if entry.history.push(ended, clock::now()).is_err() {
             return;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bus::{Bus, ConnectOptions, Credentials, EDGE_API, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
-use message::{Addressee, InstanceId, PublicKey, State};
+use message::{Addressee, InstanceId, PublicKey, State, Trust};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use crate::config::{Config, EventSource};
 use crate::counters::Counters;
 use crate::fleettime::FleetTime;
 use crate::halt::Teller;
-use crate::intake::{Held, Intake, PLACES};
+use crate::intake::{Held, Intake, PLACES, left_waiting};
 use crate::method::keeper_id;
 use crate::options::{AgentError, AtStop, Options};
 use crate::outbox::Outbox;
@@ -91,7 +91,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let keeper = keeper_of(&options)?;
     // A keeper may be stopped, or its machine too busy: what it holds must be known before anything is judged.
     let passes = |error: &AgentError| matches!(error, AgentError::Keeper(_) | AgentError::Journal(JournalError::Full));
-    let left = beginner.until(async || Left::find(&journal, &opened, &keeper).await, passes, reach, &cancel).await?;
+    let left = beginner.until(async || Left::find(&journal, &opened, &keeper, &trusted.current()).await, passes, reach, &cancel).await?;
     let Some(left) = left else { return Ok(()) };
     let identity = Arc::new(Identity {
         me: me.clone(),
@@ -214,6 +214,7 @@ pub(crate) async fn live(
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
     adopt(&processes, &places, &opened.unsettled, held).await;
+    cancel_on(&processes, &journal, &opened.unsettled, &trusted.current()).await?;
     let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
@@ -370,15 +371,25 @@ pub(crate) struct Left {
 
 impl Left {
     /// Finds out. What ran when the last run ended and is not held by the keeper was interrupted: it is not run again, and that
-    /// is journaled. May be tried again when it fails.
+    /// is journaled. A cancel is: to want the end of something twice does no harm. May be tried again when it fails.
     ///
     /// # Errors
     /// [`AgentError::Keeper`], [`AgentError::Journal`].
-    pub(crate) async fn find(journal: &Journal, opened: &Opened, keeper: &keeper::Client) -> Result<Self, AgentError> {
+    pub(crate) async fn find(
+        journal: &Journal,
+        opened: &Opened,
+        keeper: &keeper::Client,
+        trust: &Trust,
+    ) -> Result<Self, AgentError> {
         let held: BTreeSet<keeper::Id> = keeper.held().await?.into_iter().collect();
         let (mut orphans, mut writes) = (Vec::new(), Vec::new());
         for entry in &opened.unsettled {
             if entry.history.state() == State::Running && !held.contains(&keeper_id(&entry.id)) {
+                if let Some((job, ..)) = left_waiting(entry, trust)
+                    && journal.find_job(&job).await?.is_some()
+                {
+                    continue;
+                }
                 let mut entry = entry.clone();
                 if entry.history.push(State::Interrupted, clock::now()).is_ok() {
                     entry.reason = Some(
@@ -427,6 +438,23 @@ async fn adopt(
     for id in held {
         processes.keeper().forget(id).await;
     }
+}
+
+/// What was to be cancelled when the last run ended goes on being cancelled.
+async fn cancel_on(
+    processes: &Arc<Processes>,
+    journal: &Journal,
+    unsettled: &[Entry],
+    trust: &Trust,
+) -> Result<(), AgentError> {
+    for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Running) {
+        let Some((job, by, limit)) = left_waiting(entry, trust) else { continue };
+        // Without an answer it has been found to be interrupted.
+        if let Some(target) = journal.find_job(&job).await? {
+            processes.end_running(entry.clone(), job, target.id, &by, limit);
+        }
+    }
+    Ok(())
 }
 
 /// What was delivered and has not begun runs next, in the order of the broker's stream: as soon as the first catch-up

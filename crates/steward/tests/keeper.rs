@@ -114,6 +114,26 @@ fn a_time_out_holds_while_the_agent_is_away() {
 }
 
 #[test]
+fn a_cancel_goes_on_when_its_agent_is_killed_before_what_it_ends_has_ended() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    let (witness, go) = (world.path("witness"), world.path("go"));
+    // Hears that it is to end, and takes its time.
+    let line = format!("trap '{}' TERM; {}; {}; exit 4", note(&witness, "asked"), note(&witness, "begun"), wait_for(&go));
+    let job = start(&world, "ship1", &line);
+    eventually("it has begun", || lines(&witness) == ["begun"]);
+    let cancel = world.json(4, &["job", "cancel", job["job"].as_str().unwrap(), "ship1", "--detach"]);
+    eventually("it was told to end", || lines(&witness) == ["begun", "asked"]);
+    world.end_agent("ship1", 9);
+    world.agent("ship1", &[]);
+    touch(&go);
+    let ended = wait_for_end(&world, &job, "ship1", "cancelled");
+    assert!(ended["reason"].as_str().unwrap().contains("cancelled by admin"), "{ended}");
+    let answer = wait_for_end(&world, &cancel, "ship1", "succeeded");
+    assert_eq!(answer["data"], json!({"job": job["job"], "found": "running", "now": "cancelled"}));
+}
+
+#[test]
 fn what_waits_behind_a_command_that_goes_on_goes_on_waiting() {
     let mut world = World::up();
     world.agent("ship1", &[]);

@@ -9,7 +9,7 @@ use bus::{Message, clock};
 use journal::{Entry, JournalError, Newest, Tombstone};
 use message::method::{CANCEL, Cancel, Cancelled, STEWARD_DOMAIN};
 use message::policy::Decision;
-use message::{JobId, Operator, Order, OrderId, PublicKey, State, Token};
+use message::{JobId, Operator, Order, OrderId, PublicKey, State, Token, Trust};
 
 use super::{Batch, Decided, Intake, entry, history_of};
 use crate::in_hand::Found;
@@ -132,8 +132,10 @@ impl Intake {
             Ok(job) => (self.find_and_withdraw(&job, order, (&by, only_of), batch).await?, job),
         };
         let mut entry = entry(order, message, None, true);
-        // All of it is said here and now: nothing of the order is needed any more.
-        entry.body = None;
+        // Nothing of the order is needed any more, unless it has to wait for an end: the next start may have to see to that.
+        if !matches!(cancelling, Cancelling::Running(_)) {
+            entry.body = None;
+        }
         entry.by = Some(operator.key.clone());
         match cancelling {
             Cancelling::Strangers => {
@@ -317,6 +319,18 @@ impl Intake {
             self.processes.take_back(&entry.method, &entry.domain, &entry.id);
         }
     }
+}
+
+/// A cancel that waited for the end of something when the agent went down: whose, by whom, and for how long.
+pub(crate) fn left_waiting(entry: &Entry, trust: &Trust) -> Option<(JobId, String, Duration)> {
+    if (entry.method.as_str(), entry.domain.as_str()) != (CANCEL, STEWARD_DOMAIN) {
+        return None;
+    }
+    let order = Order::parse(entry.body.as_ref()?.as_bytes()).ok()?;
+    let key = entry.by.as_ref()?;
+    let name = trust.operator(key).map(|operator| operator.name.clone());
+    let name = name.or_else(|| trust.revoked(key).map(|revoked| revoked.name.clone()));
+    Some((read(&order).ok()?, cancelled_by(&name.unwrap_or_else(|| key.to_string()), &order), order.timeout()))
 }
 
 /// What a cancel asks for.

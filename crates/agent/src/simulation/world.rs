@@ -667,7 +667,7 @@ impl World {
         let bus = Bus::simulated(Arc::new(wire), EDGE_API);
         let (own_journal, found, stop) = (journal.clone(), opened.clone(), cancel.clone());
         let task = runtime.spawn(async move {
-            let left = Left::find(&own_journal, &found, &keeper).await?;
+            let left = Left::find(&own_journal, &found, &keeper, &trusted.current()).await?;
             let ground = Ground {
                 identity,
                 trusted,

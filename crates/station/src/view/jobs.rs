@@ -155,7 +155,9 @@ impl Jobs {
         }
     }
 
-    fn wait(&mut self, answer: Answer) {
+    fn wait(&mut self, mut answer: Answer) {
+        // A copy: what arrived is a part of a larger buffer, and would keep all of that.
+        answer.payload = Bytes::copy_from_slice(&answer.payload);
         self.early_bytes += answer.payload.len();
         self.early.push_back(answer);
         while (self.early.len() > EARLY_MAX || self.early_bytes > EARLY_BYTES_MAX)
