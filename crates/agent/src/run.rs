@@ -91,7 +91,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let keeper = keeper_of(&options)?;
     // A keeper may be stopped, or its machine too busy: what it holds must be known before anything is judged.
     let passes = |error: &AgentError| matches!(error, AgentError::Keeper(_) | AgentError::Journal(JournalError::Full));
-    let left = beginner.until(async || Left::find(&journal, &opened, &keeper, &trusted.current()).await, passes, reach, &cancel).await?;
+    let left = beginner
+        .until(async || Left::find(&journal, &opened, &keeper, &trusted.current()).await, passes, reach, &cancel)
+        .await?;
     let Some(left) = left else { return Ok(()) };
     let identity = Arc::new(Identity {
         me: me.clone(),

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use fleet::Node;
-use message::{LifeSign, NodeName, NodeRecord, NodeState, Timestamp, Trust, Vitality};
+use message::{LifeSign, NodeName, NodeRecord, NodeState, ReplySubject, Timestamp, Trust, Vitality};
 
 use crate::believe::{self, Written};
 pub(crate) use events::{EVENTS_MAX, RecentEvents};
@@ -82,6 +82,18 @@ impl View {
             member.sign = Some((sign, seen));
         }
         Ok(())
+    }
+
+    /// Folds in a reply. What a node said after it was revoked does not count.
+    pub(crate) fn answer(&mut self, answer: Answer) -> Told {
+        let revoked = self.nodes.get(&answer.subject.node).and_then(|member| member.record.revoked);
+        if revoked.is_some_and(|at| answer.stored >= at) {
+            let ReplySubject { job, node, .. } = &answer.subject;
+            return Told::Rejected(format!(
+                "a reply to {job} in the name of {node}: it came after the node was revoked"
+            ));
+        }
+        self.jobs.answer(answer)
     }
 
     /// How many nodes there are.
@@ -207,6 +219,24 @@ mod tests {
         assert!(hear(&mut view, "ship1", &key(8), 100_000).is_err());
         assert_eq!(hear(&mut view, "stranger", &key(8), 100_000), Ok(()));
         assert_eq!((view.node_count(), count(&view, NodeState::Online, 100_001)), (1, 0));
+    }
+
+    #[test]
+    fn what_a_node_answers_after_it_was_revoked_does_not_count() {
+        let mut view = View::default();
+        let mut record = made_up::record("ship1", &key(7));
+        record.revoked = Some(Timestamp::from_ms(100_000));
+        let payload = serde_json::to_vec(&record).unwrap();
+        view.register(&written("ship1", &payload, &key(1)), &made_up::trust(&key(1))).unwrap();
+        let job = message::JobId::new(1, 0);
+        let answer = |at: i64| Answer {
+            subject: format!("central.reply.{job}.ship1").parse().unwrap(),
+            seal: Err(message::SignatureError::Missing),
+            payload: bytes::Bytes::new(),
+            stored: Timestamp::from_ms(at),
+        };
+        assert_eq!(view.answer(answer(99_999)), Told::Early);
+        assert!(matches!(view.answer(answer(100_000)), Told::Rejected(_)));
     }
 
     #[test]

@@ -119,7 +119,8 @@ fn a_cancel_goes_on_when_its_agent_is_killed_before_what_it_ends_has_ended() {
     world.agent("ship1", &[]);
     let (witness, go) = (world.path("witness"), world.path("go"));
     // Hears that it is to end, and takes its time.
-    let line = format!("trap '{}' TERM; {}; {}; exit 4", note(&witness, "asked"), note(&witness, "begun"), wait_for(&go));
+    let line =
+        format!("trap '{}' TERM; {}; {}; exit 4", note(&witness, "asked"), note(&witness, "begun"), wait_for(&go));
     let job = start(&world, "ship1", &line);
     eventually("it has begun", || lines(&witness) == ["begun"]);
     let cancel = world.json(4, &["job", "cancel", job["job"].as_str().unwrap(), "ship1", "--detach"]);

@@ -1,12 +1,12 @@
 //! Which jobs there are, newest first, and which one a person means.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bus::kv::{JOBS, is_deletion};
 use bus::{Message, Scan, Start, clock};
 use message::method::CANCEL;
-use message::{JobId, JobRecord};
+use message::{JobId, JobRecord, NodeName};
 
 use super::stored::open_record;
 use super::view::Arrival;
@@ -35,6 +35,9 @@ impl Fleet {
                     Err(error) => tracing::warn!(%error, "a job is left out"),
                 }
             }
+            let names: BTreeSet<NodeName> = views.values().flat_map(|view| view.nodes.keys().cloned()).collect();
+            let revoked = self.revoked(names.iter()).await?;
+            views.values_mut().for_each(|view| view.silence(&revoked));
             self.fold_replies(&mut views).await?;
             let listed = part.iter().filter_map(|(record, _)| views.get(record.job.as_str()));
             summaries.extend(listed.map(summary));

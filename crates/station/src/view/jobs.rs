@@ -28,6 +28,8 @@ pub(crate) struct Answer {
     pub(crate) subject: ReplySubject,
     pub(crate) seal: Result<Seal, SignatureError>,
     pub(crate) payload: Bytes,
+    /// When the broker stored it.
+    pub(crate) stored: Timestamp,
 }
 
 /// What a reply told.

@@ -65,7 +65,8 @@ fn answer(job: &JobId, node: &str, states: &[State], key: &KeyPair) -> Answer {
     };
     let payload = Bytes::from(serde_json::to_vec(&reply).unwrap());
     let seal = Ok(Seal::over(&payload, key).unwrap());
-    Answer { subject: ReplySubject { sender: name("central"), job: job.clone(), node: name(node) }, seal, payload }
+    let subject = ReplySubject { sender: name("central"), job: job.clone(), node: name(node) };
+    Answer { subject, seal, payload, stored: Timestamp::from_ms(1) }
 }
 
 fn counts(jobs: &Jobs, job: &JobId) -> Vec<(State, u32)> {

@@ -234,8 +234,9 @@ impl Session {
     fn take_reply(&mut self, message: &Message, news: bool) -> Result<(), FleetError> {
         self.count(news, |counters| counters.replies += 1);
         let Ok(subject) = message.subject.parse() else { return Ok(()) };
-        let answer = Answer { subject, seal: message.seal(), payload: message.payload.clone() };
-        if let Some(Told::Rejected(reason)) = self.fold(|view| view.jobs.answer(answer)) {
+        let answer =
+            Answer { subject, seal: message.seal(), payload: message.payload.clone(), stored: message.stored_at };
+        if let Some(Told::Rejected(reason)) = self.fold(|view| view.answer(answer)) {
             self.count(news, |counters| counters.rejected_replies += 1);
             self.doubt(reason);
         }
