@@ -99,6 +99,11 @@ pub enum BusError {
 impl BusError {
     /// Whether the same call may succeed later without anybody doing anything.
     pub const fn is_passing(&self) -> bool {
-        matches!(self, Self::Disconnected | Self::Timeout { .. } | Self::NoStream { .. } | Self::Unreachable { .. })
+        match self {
+            Self::Disconnected | Self::Timeout { .. } | Self::NoStream { .. } | Self::Unreachable { .. } => true,
+            // Nobody is there to answer: a consumer that went down with its server, a stream without a leader.
+            Self::Broker { code, .. } => *code == 503,
+            _ => false,
+        }
     }
 }

@@ -21,6 +21,9 @@ pub const POLICY: &str = "POLICY";
 /// The stream epoch and the like; written at set-up.
 pub const META: &str = "META";
 
+/// How often a bucket is read anew when the server went down that it was being read from.
+const READS_MAX: u32 = 3;
+
 impl Bus {
     /// The epoch of the broker's store; another one, when it was made anew. `None` when it has none.
     ///
@@ -101,11 +104,22 @@ impl Bus {
     }
 
     /// The last values of all keys that match `filter` (a subject below the bucket, such as `*`), deletions
-    /// left out, with the broker's time of reading.
+    /// left out, with the broker's time of reading. Read anew if the server goes down that it was being read from.
     ///
     /// # Errors
     /// [`BusError`] when the broker cannot be asked.
     pub async fn kv_all(&self, bucket: &str, filter: &str) -> Result<(Vec<Message>, Timestamp), BusError> {
+        let mut tries_left = READS_MAX;
+        loop {
+            tries_left -= 1;
+            match self.kv_read(bucket, filter).await {
+                Err(BusError::Broker { code: 503, .. }) if tries_left > 0 => {}
+                read => return read,
+            }
+        }
+    }
+
+    async fn kv_read(&self, bucket: &str, filter: &str) -> Result<(Vec<Message>, Timestamp), BusError> {
         let stream = format!("KV_{bucket}");
         let filter = format!("$KV.{bucket}.{filter}");
         let mut scan = Scan::open(self, &stream, &[filter], Start::LastPerSubject).await?;

@@ -25,6 +25,13 @@ const INACTIVE_NS: u64 = 30_000_000_000;
 /// How long a batch may stay silent before the scan gives up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// In a cluster, a consumer may be there before the servers have told each other of it, and nobody answers for a moment:
+/// so often it is asked again, and so long it is waited in between.
+const ABSENCES_MAX: u32 = 10;
+const ABSENCE: Duration = Duration::from_millis(100);
+/// The status of an answer that says that there is nobody to answer.
+const NO_RESPONDERS: u16 = 503;
+
 /// Where reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -73,6 +80,8 @@ pub struct Scan {
     pending: u64,
     /// Messages of the current batch that may still come.
     outstanding: u64,
+    /// How often nobody has answered since the last message.
+    absences: u32,
     opened_at: Timestamp,
     deleted: bool,
 }
@@ -132,6 +141,7 @@ impl Scan {
             subscriber,
             pending: info.num_pending,
             outstanding: 0,
+            absences: 0,
             opened_at: broker_time(&info.ts).unwrap_or_default(),
             deleted: false,
         })
@@ -184,6 +194,10 @@ impl Scan {
                     // The batch is complete; when nothing came, they are all gone.
                     408 if self.outstanding == BATCH.min(self.pending) => self.pending = 0,
                     408 => {}
+                    NO_RESPONDERS if self.absences < ABSENCES_MAX => {
+                        self.absences += 1;
+                        tokio::time::sleep(ABSENCE).await;
+                    }
                     // The consumer is gone, with the broker's memory or since it was left alone for too long: what it
                     // had not delivered yet has not been read.
                     code => {
@@ -195,7 +209,7 @@ impl Scan {
                 self.outstanding = 0;
                 continue;
             }
-            self.outstanding = self.outstanding.saturating_sub(1);
+            (self.outstanding, self.absences) = (self.outstanding.saturating_sub(1), 0);
             let (message, pending) = delivered(answer)?;
             self.pending = pending;
             return Ok(Some(message));
