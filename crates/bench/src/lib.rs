@@ -4,15 +4,19 @@
 //! run on the same machine, and reports both. What flows out are figures with their units in their names. It must
 //! never report a figure without the limit that it is to be judged by.
 
+mod fleet;
 mod limits;
 mod node;
 mod policy;
 mod rest;
 mod roundtrip;
 mod system;
+mod units;
 
+pub use fleet::{FleetFigures, fleet};
 pub use node::{NodeFigures, node};
 pub use policy::{PolicyFigures, policy};
 pub use rest::{RestFigures, rest};
 pub use roundtrip::{RoundtripFigures, roundtrip};
 pub use system::BenchError;
+pub use units::units;

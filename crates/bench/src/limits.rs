@@ -27,6 +27,11 @@ pub(crate) fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
+pub(crate) fn round(figure: f64, digits: i32) -> f64 {
+    let shift = 10_f64.powi(digits);
+    (figure * shift).round() / shift
+}
+
 /// Starting `true` and waiting for its end, one at a time.
 pub(crate) fn spawn() -> Result<Vec<Duration>, BenchError> {
     (0..SAMPLES)

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use bus::{Start, Tail};
+use fleet::Node;
 use futures::{StreamExt, stream};
 use message::{Reply, State};
 use nix::sys::signal::{Signal, kill};
@@ -40,8 +41,8 @@ pub struct NodeFigures {
 /// # Errors
 /// [`BenchError`] when the system does not start or an order does not succeed.
 pub async fn node(orders: usize, domains: usize) -> Result<NodeFigures, BenchError> {
-    let system = System::start().await?;
-    let measured = measure(&system, orders.max(1), domains.max(1)).await;
+    let (system, node) = System::start().await?;
+    let measured = measure(&system, &node, orders.max(1), domains.max(1)).await;
     system.stop().await;
     measured
 }
@@ -65,7 +66,7 @@ impl Drop for Asleep {
     }
 }
 
-async fn measure(system: &System, orders: usize, domains: usize) -> Result<NodeFigures, BenchError> {
+async fn measure(system: &System, target: &Node, orders: usize, domains: usize) -> Result<NodeFigures, BenchError> {
     let spawn_before = limits::spawn()?;
     let requests = (0..domains).map(|domain| order_true(&format!("bench{domain}"))).collect::<Result<Vec<_>, _>>()?;
     let filter = format!("*.reply.*.{NODE}");
@@ -76,7 +77,7 @@ async fn measure(system: &System, orders: usize, domains: usize) -> Result<NodeF
     let placed = stream::iter(0..orders)
         .map(|index| {
             let request = &requests[index % domains];
-            async move { system.fleet.order(request, std::slice::from_ref(&system.node)).await }
+            async move { system.fleet.order(request, std::slice::from_ref(target)).await }
         })
         .buffer_unordered(PLACING)
         .collect::<Vec<_>>()

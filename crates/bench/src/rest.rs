@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::process::Command;
 
 use crate::limits::{ms, quantile};
-use crate::system::{BenchError, NODE, System};
+use crate::system::{BenchError, NODE, System, rss_bytes};
 
 /// How many times `steward run` is measured.
 const RUNS: usize = 30;
@@ -40,7 +40,7 @@ pub struct RestFigures {
 /// # Errors
 /// [`BenchError`] when the system does not start or its agent is not found.
 pub async fn rest(rest: Duration) -> Result<RestFigures, BenchError> {
-    let system = System::start().await?;
+    let (system, _) = System::start().await?;
     let measured = measure(&system, rest).await;
     system.stop().await;
     measured
@@ -95,11 +95,4 @@ fn cpu_ticks(pid: u32) -> Result<u64, BenchError> {
     let numbers = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     // Fields 14 and 15 of proc(5), counted from the state, which is field 3.
     Ok(numbers.split(' ').skip(11).take(2).filter_map(|number| number.parse::<u64>().ok()).sum())
-}
-
-fn rss_bytes(pid: u32) -> Result<u64, BenchError> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| BenchError::System("the agent's memory cannot be read".into()))
 }

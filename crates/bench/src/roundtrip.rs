@@ -59,16 +59,16 @@ pub(crate) fn order_true(domain: &str) -> Result<OrderRequest, BenchError> {
 /// # Errors
 /// [`BenchError`] when the system does not start or an order does not succeed.
 pub async fn roundtrip(orders: usize) -> Result<RoundtripFigures, BenchError> {
-    let system = System::start().await?;
-    let measured = measure(&system, orders).await;
+    let (system, node) = System::start().await?;
+    let measured = measure(&system, &node, orders).await;
     system.stop().await;
     measured
 }
 
-async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, BenchError> {
+async fn measure(system: &System, node: &Node, orders: usize) -> Result<RoundtripFigures, BenchError> {
     let request = order_true(DEFAULT_DOMAIN)?;
     for _ in 0..WARM_UP {
-        once(system, &request, &system.node).await?;
+        once(system, &request, node).await?;
     }
     // Limits before and after, so that a machine that changes its pace in between does not favour either side.
     let mut spawns = limits::spawn()?;
@@ -76,7 +76,7 @@ async fn measure(system: &System, orders: usize) -> Result<RoundtripFigures, Ben
     let mut fsyncs = limits::fsync(system.dir())?;
     let (mut rounds, mut placed) = (Vec::with_capacity(orders), Vec::new());
     for _ in 0..orders.max(1) {
-        let round = once(system, &request, &system.node).await?;
+        let round = once(system, &request, node).await?;
         placed.push(round.placed);
         rounds.push(round.answered);
     }

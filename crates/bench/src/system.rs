@@ -8,6 +8,7 @@ use fleet::{Context, Fleet, Home, Node, Selection};
 use message::Pattern;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -41,29 +42,37 @@ pub(crate) struct System {
     child: Child,
     home: tempfile::TempDir,
     pub(crate) fleet: Fleet,
-    pub(crate) node: Node,
+    /// Where its station is, as `ADDR:PORT`.
+    pub(crate) http: String,
+}
+
+/// What `up` says when it is ready.
+#[derive(Deserialize)]
+struct Ready {
+    http: String,
 }
 
 impl System {
+    /// Starts one with one node.
+    pub(crate) async fn start() -> Result<(Self, Node), BenchError> {
+        let system = Self::up(&["--name", NODE]).await?;
+        let patterns = Pattern::parse_list(NODE).map_err(|error| BenchError::System(error.to_string()))?;
+        let found = system.fleet.resolve(&Selection { patterns, all: false }).await?;
+        let gone = || BenchError::System(format!("{NODE} is not there"));
+        let node = found.nodes.into_iter().next().ok_or_else(gone)?;
+        Ok((system, node))
+    }
+
     /// Starts one with the executable that is running now.
-    pub(crate) async fn start() -> Result<Self, BenchError> {
+    pub(crate) async fn up(flags: &[&str]) -> Result<Self, BenchError> {
         let failed = |what: String| BenchError::System(what);
         let home = tempfile::Builder::new().prefix("steward-bench-").tempdir()?;
         let exe = std::env::current_exe()?;
         let mut child = Command::new(&exe)
             .arg("--home")
             .arg(home.path())
-            .args([
-                "-o",
-                "json",
-                "up",
-                "--broker-listen",
-                "127.0.0.1:0",
-                "--http-listen",
-                "127.0.0.1:0",
-                "--name",
-                NODE,
-            ])
+            .args(["-o", "json", "up", "--broker-listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
+            .args(flags)
             .env_remove("NATS_URL")
             .env_remove("NATS_CREDS")
             .stdin(Stdio::null())
@@ -73,17 +82,16 @@ impl System {
             .spawn()?;
         let Some(stdout) = child.stdout.take() else { return Err(failed("it has no output".into())) };
         let mut lines = BufReader::new(stdout).lines();
-        match tokio::time::timeout(PATIENCE, lines.next_line()).await {
-            Ok(Ok(Some(_))) => {}
+        let ready = match tokio::time::timeout(PATIENCE, lines.next_line()).await {
+            Ok(Ok(Some(line))) => line,
             Ok(_) => return Err(failed("it ended before it was ready; what it says stands above".into())),
             Err(_) => return Err(failed(format!("it was not ready within {} s", PATIENCE.as_secs()))),
-        }
+        };
+        let ready: Ready = serde_json::from_str(&ready).map_err(|error| failed(error.to_string()))?;
         let context = Context::load(&Home::new(home.path()), None)?;
         let fleet = Fleet::connect(&context).await?;
-        let patterns = Pattern::parse_list(NODE).map_err(|error| failed(error.to_string()))?;
-        let found = fleet.resolve(&Selection { patterns, all: false }).await?;
-        let node = found.nodes.into_iter().next().ok_or_else(|| failed(format!("{NODE} is not there")))?;
-        Ok(Self { child, home, fleet, node })
+        let http = ready.http.trim_start_matches("http://").to_owned();
+        Ok(Self { child, home, fleet, http })
     }
 
     /// Where its files lie: limits are measured on the same disk.
@@ -91,8 +99,23 @@ impl System {
         self.home.path()
     }
 
-    /// The process id of the agent: the child of `up` whose arguments say so.
+    /// The process id of the agent.
     pub(crate) fn agent_pid(&self) -> Option<u32> {
+        self.child_with(|argument| argument == b"agent")
+    }
+
+    /// The process id of the station.
+    pub(crate) fn station_pid(&self) -> Option<u32> {
+        self.child_with(|argument| argument == b"station")
+    }
+
+    /// The process id of the broker.
+    pub(crate) fn broker_pid(&self) -> Option<u32> {
+        self.child_with(|argument| argument.ends_with(b"nats-server"))
+    }
+
+    /// The child of `up` that has an argument like this.
+    fn child_with(&self, wanted: impl Fn(&[u8]) -> bool) -> Option<u32> {
         let parent = self.child.id()?;
         let children = std::fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
@@ -102,7 +125,7 @@ impl System {
         });
         children.into_iter().find_map(|(pid, path): (u32, PathBuf)| {
             let line = std::fs::read(path.join("cmdline")).ok()?;
-            line.split(|byte| *byte == 0).any(|argument| argument == b"agent").then_some(pid)
+            line.split(|byte| *byte == 0).any(&wanted).then_some(pid)
         })
     }
 
@@ -117,4 +140,12 @@ impl System {
             let _ = self.child.kill().await;
         }
     }
+}
+
+/// The resident memory of a process.
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64, BenchError> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| BenchError::System(format!("the memory of process {pid} cannot be read")))
 }

@@ -1,5 +1,6 @@
 //! `steward bench`: figures beside their limits.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -55,6 +56,19 @@ enum What {
         #[arg(long = "for", value_name = "DUR", default_value = "5m", value_parser = parse_duration)]
         rest: Duration,
     },
+    /// Many simulated units: an order to all, their memory at the centre, a restart of the broker
+    ///
+    /// Each has a connection of its own with TLS, catches up, gives life signs and answers by the agent's own code; what it
+    /// leaves out is told with the figures. For each unit some 100 KiB are needed here, and as much at the broker.
+    #[command(after_help = "Example:\n  steward bench fleet --nodes 1000 -o json")]
+    Fleet {
+        /// How many units, at most 10000
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        nodes: usize,
+    },
+    /// What `bench fleet` starts
+    #[command(hide = true)]
+    Units { file: PathBuf },
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
@@ -63,6 +77,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Node { orders, domains } => show(session, &bench::node(orders, domains).await?),
         What::Policy { orders } => show(session, &bench::policy(orders)?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
+        What::Fleet { nodes } => show(session, &bench::fleet(nodes).await?),
+        What::Units { file } => Ok(bench::units(&file).await.map(|()| Exit::Success)?),
     }
 }
 
