@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::rest::Work;
+
 /// Counters of one agent.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -15,6 +17,8 @@ pub(crate) struct Counters {
     pub(crate) repeated: AtomicU64,
     /// Orders whose reply the broker has not confirmed, and event batches likewise.
     pub(crate) outbox: AtomicU32,
+    /// Orders that have begun.
+    pub(crate) begun: Work,
     discarded: Mutex<BTreeMap<&'static str, u64>>,
 }
 

@@ -26,6 +26,7 @@ mod policy;
 mod presence;
 mod process;
 mod report;
+mod rest;
 mod run;
 #[cfg(test)]
 mod simulation;

@@ -24,6 +24,7 @@ use crate::options::AgentError;
 use crate::outbox::Outbox;
 use crate::past::HeardFloor;
 use crate::process::Processes;
+use crate::rest::Rest;
 use crate::run::Identity;
 use crate::twin::{self, Claim};
 
@@ -61,6 +62,7 @@ pub(crate) struct Presence {
     /// How many signs of other runs were found where our own should stand.
     pub(crate) others: Arc<AtomicU64>,
     pub(crate) heard: Arc<HeardFloor>,
+    pub(crate) rest: Rest,
 }
 
 impl Presence {
@@ -215,7 +217,10 @@ impl Presence {
             }
             self.part();
             wait = match self.speak(self.condition()).await {
-                Ok(()) => self.jittered(),
+                Ok(()) => {
+                    self.rest.look(&self.counters.begun);
+                    self.jittered()
+                }
                 Err(BusError::Conflict { .. }) => self.look_who_wrote().await,
                 Err(error) => {
                     tracing::debug!(%error, "a life sign was not confirmed");

@@ -530,6 +530,7 @@ impl Processes {
 
     async fn run_one(self: &Arc<Self>, process: &Process, mut entry: Entry) {
         Counters::add(&self.counters.running);
+        self.counters.begun.fetch_add(1, Ordering::Relaxed);
         set_state(process, "running");
         let output = self.outbox.output(&entry);
         let body = entry.body.take().unwrap_or_default();

@@ -26,6 +26,7 @@ use crate::past::{HeardFloor, Past};
 use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
+use crate::rest::{self, GiveBack, Rest};
 use crate::source::{self, FileSource};
 use crate::trust::Trusted;
 use crate::twin;
@@ -117,6 +118,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         state_dir: options.state_dir.clone(),
         interval,
         events: config.event,
+        give_back: rest::give_back,
     };
     Box::pin(live(ground, connect(&options, credentials), cancel)).await
 }
@@ -137,6 +139,8 @@ pub(crate) struct Ground {
     /// Between two life signs.
     pub(crate) interval: Duration,
     pub(crate) events: Vec<EventSource>,
+    /// What an agent does with its memory when it has nothing to do.
+    pub(crate) give_back: GiveBack,
 }
 
 /// Runs an agent that has all it needs but the link.
@@ -159,6 +163,7 @@ pub(crate) async fn live(
         state_dir,
         interval,
         events,
+        give_back,
     } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
@@ -207,6 +212,7 @@ pub(crate) async fn live(
         revision: Arc::clone(&revision),
         others: Arc::clone(&others),
         heard: Arc::clone(&heard),
+        rest: Rest::new(give_back),
     };
     start_default_processes(&processes);
     presence.claim(&cancel).await?;

@@ -128,7 +128,7 @@ async fn measure(system: &System, nodes: usize, bare: u64) -> Result<FleetFigure
     kill(Pid::from_raw(i32::try_from(broker_pid).unwrap_or(i32::MAX)), Signal::SIGKILL)
         .map_err(std::io::Error::from)?;
     let mut curve = Vec::new();
-    gone(broker_pid).await;
+    until_missed(system).await?;
     until_online(system, nodes, begun, &mut curve).await?;
     let presence_s = begun.elapsed().as_secs_f64();
     let bench_rss_bytes = units.rss_bytes()?;
@@ -217,6 +217,18 @@ async fn order(system: &System, nodes: usize) -> Result<(f64, f64), BenchError> 
     }
 }
 
+/// Waits until the station knows that the broker is gone: what it shows until then is of before.
+async fn until_missed(system: &System) -> Result<(), BenchError> {
+    let deadline = Instant::now() + PATIENCE;
+    while get(&system.http, "/readyz").await.is_some_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+        if Instant::now() > deadline {
+            return Err(BenchError::System("the station did not notice that its broker was gone".into()));
+        }
+        tokio::time::sleep(LOOK / 25).await;
+    }
+    Ok(())
+}
+
 /// Waits until the station sees all of them online, and notes how many it saw on the way.
 async fn until_online(
     system: &System,
@@ -247,23 +259,23 @@ async fn until_online(
     }
 }
 
-/// How many nodes are online in sight of the station; `None` while it sees nothing.
+/// How many nodes are online in sight of the station; `None` while it does not follow the broker.
 async fn online(http: &str) -> Option<u64> {
-    let mut stream = tokio::net::TcpStream::connect(http).await.ok()?;
-    let question = format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
-    stream.write_all(question.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let line = answer.lines().find_map(|line| line.strip_prefix("steward_nodes{state=\"online\"} "))?;
+    if !get(http, "/readyz").await?.starts_with("HTTP/1.1 200") {
+        return None;
+    }
+    let metrics = get(http, "/metrics").await?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("steward_nodes{state=\"online\"} "))?;
     line.trim().parse().ok()
 }
 
-/// Waits until a killed process is gone: what it had listened at belongs to nobody then.
-async fn gone(pid: u32) {
-    let stat = format!("/proc/{pid}/stat");
-    while tokio::fs::read_to_string(&stat).await.is_ok_and(|stat| !stat.contains(") Z ")) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+async fn get(http: &str, path: &str) -> Option<String> {
+    let mut stream = tokio::net::TcpStream::connect(http).await.ok()?;
+    let question = format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    Some(answer)
 }
 
 /// A process with simulated units.

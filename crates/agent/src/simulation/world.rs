@@ -682,6 +682,7 @@ impl World {
                 state_dir,
                 interval,
                 events: Vec::new(),
+                give_back: || Ok(0),
             };
             live(ground, async { Ok(bus) }, stop).await
         });
