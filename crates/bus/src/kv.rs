@@ -20,6 +20,8 @@ pub const JOBS: &str = "JOBS";
 pub const POLICY: &str = "POLICY";
 /// The stream epoch and the like; written at set-up.
 pub const META: &str = "META";
+/// Enrolment tokens, and the answers to those who knocked; written by operators.
+pub const ADMISSIONS: &str = "ADMISSIONS";
 
 impl Bus {
     /// The epoch of the broker's store; another one, when it was made anew. `None` when it has none.
