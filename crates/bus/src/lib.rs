@@ -25,8 +25,8 @@ pub mod tls;
 pub mod wire;
 
 pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, KNOCK_API, Link};
-pub use knock::Knocked;
 pub use error::BusError;
+pub use knock::Knocked;
 pub use live::{LiveMessage, LiveOrders, LiveStored};
 pub use read::{Scan, Start, Tail};
 pub use wire::{Headers, Message, Stored};

@@ -114,7 +114,9 @@ impl EnrolToken {
     pub fn parse(text: &str) -> Result<Self, AdmissionError> {
         let text = text.trim();
         let Some(encoded) = text.strip_prefix(TOKEN_PREFIX) else {
-            return Err(wrong(format!("it does not begin with {TOKEN_PREFIX}, as what `steward node token` makes does")));
+            return Err(wrong(format!(
+                "it does not begin with {TOKEN_PREFIX}, as what `steward node token` makes does"
+            )));
         };
         if text.len() > TOKEN_TEXT_MAX {
             return Err(wrong(format!("it has more than {TOKEN_TEXT_MAX} characters")));
