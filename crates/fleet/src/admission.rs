@@ -37,6 +37,8 @@ use crate::revoke::system_bus;
 
 /// The longest time that a token is good. Answers are kept longer than that.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// How many tokens may be open at once: each has an account at the broker.
+const OPEN_MAX: usize = 1000;
 /// How many who knocked are answered at once.
 const IN_FLIGHT_MAX: usize = 64;
 /// How many knocks are verified on one thread before the next one is asked to help.
@@ -186,6 +188,13 @@ impl Fleet {
         let by = self.signing_operator()?;
         let keys = FleetKeys::open(home.dir())?;
         let now = self.broker_now().await?;
+        let open = self.tokens(home).await?.0.iter().filter(|token| token.left(now).is_ok()).count();
+        if open >= OPEN_MAX {
+            return Err(FleetError::usage(format!(
+                "{open} tokens are open, and there may be no more: end some with `steward node token revoke ID`, or give one \
+                 more --uses"
+            )));
+        }
         let (signer, account) = (KeyPair::new_account(), PublicKey::of(&KeyPair::new_account()));
         let id = TokenId::from_bytes(*clock::message_id().as_bytes());
         let expires = now.plus(new.lifetime);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use data_encoding::{BASE64, HEXLOWER};
-use message::admission::{AdmissionKind, KnockKind, TokenKind, TokenRecordKind, fingerprint};
+use message::admission::{AdmissionKind, Decision as Answer, KnockKind, TokenKind, TokenRecordKind, fingerprint};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::policy::{Asked, Decision, Request, Rules, decide};
@@ -20,10 +20,10 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, Admission, Decision, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign,
-    MessageId, NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy,
-    PublicKey, Reply, ReplySubject, Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp,
-    Token, TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
+    Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, MessageId,
+    NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey,
+    Reply, ReplySubject, Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token,
+    TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -538,20 +538,20 @@ fn admission() -> Value {
         version: "0.1.0".into(),
         at: noon_and(0),
     };
-    let answer = |decision: Decision| Admission {
+    let answer = |decision: Answer| Admission {
         v: WIRE_VERSION,
         kind: AdmissionKind::Admission,
         decision,
         token: token.id,
         name: name("ship1"),
         key: PublicKey::of(&node()),
-        jwt: (decision == Decision::Accepted).then(|| "eyJ0…".to_owned()),
+        jwt: (decision == Answer::Accepted).then(|| "eyJ0…".to_owned()),
         trust: SealedDocument::new(serde_json::to_string(&trust()).unwrap(), &root()).unwrap(),
         policy: None,
         by: "admin".into(),
         at: noon_and(MINUTE_MS),
     };
-    let answered = |decision: Decision, pair: &KeyPair| {
+    let answered = |decision: Answer, pair: &KeyPair| {
         let subject = format!("$KV.ADMISSIONS.{}", decision.at(&PublicKey::of(&node())));
         sealed_message(&subject, None, &json_bytes(&answer(decision)), pair)
     };
@@ -560,9 +560,9 @@ fn admission() -> Value {
         "fingerprint": {"key": PublicKey::of(&node()), "text": fingerprint(&PublicKey::of(&node()))},
         "token_record": sealed_message(&format!("$KV.ADMISSIONS.token.{}", token.id), None, &json_bytes(&record), &operator()),
         "knock": sealed_message(&knock.subject(), None, &json_bytes(&knock), &node()),
-        "accepted": answered(Decision::Accepted, &operator()),
-        "rejected": answered(Decision::Rejected, &operator()),
-        "by_a_stranger": answered(Decision::Accepted, &stranger()),
+        "accepted": answered(Answer::Accepted, &operator()),
+        "rejected": answered(Answer::Rejected, &operator()),
+        "by_a_stranger": answered(Answer::Accepted, &stranger()),
     })
 }
 
@@ -903,11 +903,11 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     let knock = Knock::open(payload("knock"), part["knock"]["subject"].as_str().unwrap(), &key).unwrap();
     let me = (&knock.name, &knock.key);
     let operator = public(&vectors, "operator");
-    for decision in Decision::ALL {
+    for decision in Answer::ALL {
         Admission::open(payload(decision.as_str()), &operator, decision, &token, me).unwrap();
     }
     let stranger = public(&vectors, "stranger");
-    Admission::open(payload("by_a_stranger"), &stranger, Decision::Accepted, &token, me).unwrap_err();
+    Admission::open(payload("by_a_stranger"), &stranger, Answer::Accepted, &token, me).unwrap_err();
     serde_json::from_slice::<TokenRecord>(payload("token_record")).unwrap().left(noon_and(0)).unwrap();
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();
     assert_eq!(batch.subject().to_string(), vectors["event_batch"]["subject"].as_str().unwrap());

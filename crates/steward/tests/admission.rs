@@ -322,9 +322,11 @@ async fn an_answer_that_no_operator_of_now_has_signed_is_not_believed() {
     let own_list = SealedDocument::new(serde_json::to_string(&list).unwrap(), &stranger).unwrap();
     let admin = world.operator_bus().await;
     let tries = [
-        (answer(&newest), &stranger, "no operator"),
+        (answer(&newest), &stranger, "is no operator of this fleet"),
+        (Admission { decision: Decision::Rejected, ..answer(&newest) }, &stranger, "is no operator of this fleet"),
         (answer(&own_list), &stranger, "root"),
-        (answer(&newest), bob.pair(), "no operator"),
+        (answer(&newest), bob.pair(), "is no operator of this fleet"),
+        (Admission { decision: Decision::Rejected, ..answer(&newest) }, bob.pair(), "is no operator of this fleet"),
         // The list of when he was one is as new as the token: what counts is what the unit then finds as a node.
         (answer(&with_bob), bob.pair(), "no operator has made a record"),
     ];
@@ -332,8 +334,11 @@ async fn an_answer_that_no_operator_of_now_has_signed_is_not_believed() {
         std::fs::write(world.path("ship7.log"), "").unwrap();
         let bytes = serde_json::to_vec(&answer).unwrap();
         let seal = Seal::over(&bytes, signer).unwrap();
-        admin.kv_put("ADMISSIONS", &Decision::Accepted.at(&key), Bytes::from(bytes), Some(&seal)).await.unwrap();
+        admin.kv_put("ADMISSIONS", &answer.decision.at(&key), Bytes::from(bytes), Some(&seal)).await.unwrap();
         eventually(says, || log(&world, "ship7").contains(says));
+        if answer.decision == Decision::Rejected {
+            admin.kv_delete("ADMISSIONS", &answer.decision.at(&key)).await.unwrap();
+        }
         assert_eq!(kept(&state).get("answer"), None);
     }
     // With a record by him as well, which an operator on the newest list has not signed.
@@ -388,6 +393,47 @@ async fn what_is_left_at_the_door_is_believed_of_its_own_key_only() {
     victim.knock(&token, "ship1").await.unwrap();
     world.json(0, &["node", "accept", "--all", "--yes"]);
     assert_eq!(entry(&world, "ship1")["state"], "offline");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_outlives_the_broker_and_hears_what_was_decided_while_it_was_away() {
+    let mut world = World::up();
+    let path = token(&world, "fleet.token", &["--uses", "9"]);
+    let state = start(&mut world, "ship7", &path);
+    world.wait_for_state("ship7", "pending");
+    // The broker goes down, and has forgotten the knock: the unit leaves it again by itself.
+    world.operator_bus().await.clear_knocks("knock.*.*").await.unwrap();
+    assert_eq!(entry(&world, "ship7"), Value::Null);
+    let before = world.broker_pid();
+    world::send(before, 9);
+    eventually("it has knocked again", || {
+        let output = world.steward(&["-o", "json", "node", "ls"]);
+        let nodes: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        nodes.as_array().is_some_and(|nodes| nodes.iter().any(|node| node["state"] == "pending"))
+    });
+    // Accepted while it is away, it finds out when it is back.
+    world.end_agent("ship7", 15);
+    world.json(0, &["node", "accept", "ship7", "--yes"]);
+    assert_eq!(entry(&world, "ship7")["state"], "offline");
+    world.agent("ship7", &["--token", &path, "--state", &state]);
+    world.json(0, &["run", "ship7", "--", "true"]);
+    // A unit that was accepted is one of the fleet: what ends the others ends it.
+    world.json(0, &["node", "revoke", "ship7", "--yes"]);
+    assert_eq!(entry(&world, "ship7")["state"], "revoked");
+    assert_eq!(world.steward(&["node", "accept", "ship7", "--yes"]).status.code(), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn too_many_at_once_wait_and_are_not_sent_away() {
+    let world = World::up();
+    let path = token(&world, "fleet.token", &["--uses", "1"]);
+    let token = &read(&path);
+    let mut inside = Vec::new();
+    for _ in 0..34 {
+        inside.push(try_unit(token).await.unwrap());
+    }
+    let beyond = try_unit(token).await.err().unwrap();
+    assert!(!matches!(beyond, BusError::Refused { .. }), "what passes by itself is no refusal: {beyond:?}");
 }
 
 #[test]
