@@ -6,6 +6,8 @@
 //! kept, the unit looks once more as the node that it is to be: by the newest list at the broker, an operator must have
 //! signed its record. So neither a revoked operator's old answer nor a stranger's new one makes anybody believe anything.
 
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -182,6 +184,8 @@ pub fn enrolled(state_dir: &Path) -> Result<Option<Enrolled>, AgentError> {
 /// # Errors
 /// [`AgentError::Knock`] when this unit is rejected, the broker refuses the token, or nothing can be kept on disk.
 pub async fn knock(options: KnockOptions, cancel: CancellationToken) -> Result<Option<Enrolled>, AgentError> {
+    // Until this ends: two that make a key each would be two units, and one of them is lost.
+    let _alone = alone(&options.state_dir)?;
     let kept = identity(&options).await?;
     if let Some(enrolled) = kept.outcome(&options.state_dir)? {
         return Ok(Some(enrolled));
@@ -200,6 +204,23 @@ pub async fn knock(options: KnockOptions, cancel: CancellationToken) -> Result<O
         biased;
         () = cancel.cancelled() => Ok(None),
         answered = knocking.until_answered() => answered.map(Some),
+    }
+}
+
+/// Keeps every other agent from knocking with this state directory until the returned file is dropped.
+fn alone(dir: &Path) -> Result<File, AgentError> {
+    let path = dir.join("enrolment.lock");
+    let wrong = |reason: String| AgentError::Knock { reason };
+    let cannot = |error: std::io::Error| wrong(format!("{} cannot be locked: {error}", path.display()));
+    std::fs::create_dir_all(dir).map_err(cannot)?;
+    let file = File::options().write(true).create(true).truncate(false).mode(FILE_MODE).open(&path).map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(wrong(format!(
+            "another agent knocks from {} already: stop that one, or name another directory with --state",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
     }
 }
 
@@ -581,6 +602,16 @@ mod tests {
         std::fs::write(&path, text.replace("\"v\"", "\"w\"")).unwrap();
         let error = enrolled(dir.path()).err().unwrap().to_string();
         assert!(error.contains("damaged") && !error.contains(&kept.seed), "{error}");
+    }
+
+    #[test]
+    fn one_agent_knocks_from_a_directory_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = alone(dir.path()).unwrap();
+        let error = alone(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("another agent knocks"), "{error}");
+        drop(first);
+        alone(dir.path()).unwrap();
     }
 
     #[test]

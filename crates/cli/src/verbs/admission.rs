@@ -22,11 +22,7 @@ use crate::verbs::policy::agree;
 /// More than so many who wait are not listed one by one as complaints.
 const COMPLAINTS_MAX: usize = 20;
 
-/// Make a token with which units enrol themselves; list and end tokens
-///
-/// Needs the fleet's keys in --home. Carry the token to the units and start them with `steward agent --token FILE`: each makes
-/// its own key, knocks, and waits until `steward node accept` lets it in. A token is a secret: whoever has it can knock, and
-/// nothing else. How many may be accepted by it, and until when, is signed by you and counted at each acceptance.
+/// What a new token is to be good for, or what is to be done with those that there are. Its help stands at `node`.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -101,19 +97,19 @@ impl Who {
     }
 }
 
-/// Let in units that have knocked with a token
-///
-/// Needs the fleet's keys in --home. Compare the fingerprints with what the agents show. A name that a node has, or had until it
-/// was revoked, is not given away; of two units with one name neither comes in, unless --fingerprint says which.
+/// Whom to let in.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  steward node accept ship7\n  steward node accept 'ship*' --yes\n  \
-    steward node accept ship7 --fingerprint ABCD-EFGH-IJKL-MNOP")]
+#[command(after_help = "Examples:\n  \
+    steward node token --out ship7.token && (steward agent --token ship7.token --name ship7 --state ./ship7 & sleep 3; \
+    steward node accept ship7 --yes)\n  \
+    steward node accept 'ship*' --yes                              all of that name that wait\n  \
+    steward node accept ship7 --fingerprint ABCD-EFGH-IJKL-MNOP    the one with that key")]
 pub(crate) struct AcceptArgs {
     #[command(flatten)]
     who: Who,
 }
 
-/// Send away units that have knocked with a token: their keys do not come back
+/// Whom to send away.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  steward node reject ship7 --yes")]
 pub(crate) struct RejectArgs {

@@ -72,10 +72,20 @@ enum Verb {
         creds_out: Option<PathBuf>,
     },
     /// Make a token with which units enrol themselves; list and end tokens
+    ///
+    /// Needs the fleet's keys in --home. Carry the token to the units and start them with `steward agent --token FILE`: each
+    /// makes its own key, knocks, and waits until `steward node accept` lets it in. A token is a secret: whoever has it can
+    /// knock, and nothing else. How many may be accepted by it, and until when, you sign; it is counted at each acceptance.
     Token(admission::TokenArgs),
     /// Let in units that have knocked with a token
+    ///
+    /// Needs the fleet's keys in --home. Compare the fingerprints with what the agents show. A name that a node has, or had
+    /// until it was revoked, is not given away; of two units with one name neither comes in, unless --fingerprint says which.
     Accept(admission::AcceptArgs),
     /// Send away units that have knocked with a token: their keys do not come back
+    ///
+    /// The units are told, and end. One that was sent away by mistake knocks anew, with a new key, once `enrolment.json` is
+    /// removed from its state directory.
     Reject(admission::RejectArgs),
     /// Throw a node out: the broker cuts it off at once, and nothing that it says counts any more
     ///
