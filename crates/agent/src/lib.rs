@@ -17,6 +17,7 @@ mod halt;
 mod in_hand;
 mod intake;
 pub mod judge;
+pub mod knock;
 pub mod light;
 mod method;
 mod options;

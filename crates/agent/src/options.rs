@@ -57,6 +57,12 @@ pub enum AgentError {
         /// What is wrong.
         reason: String,
     },
+    /// It has not come in by its token.
+    #[error("this unit cannot be enrolled by its token: {reason}")]
+    Knock {
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),

@@ -5,8 +5,9 @@
 //! whoever offers it. What `agent.toml` says can only narrow what the policy allows. Nothing here runs anything.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -29,6 +30,8 @@ use crate::trust::Trusted;
 /// The files below the state directory.
 const POLICY_FILE: &str = "policy.json";
 const RECORD_FILE: &str = "record.json";
+/// Neither is a secret; who may see them, the directory says.
+const FILE_MODE: u32 = 0o644;
 /// The most bytes of a sealed policy: its document as a JSON text, in which each byte may take two, and the seal.
 const SEALED_BYTES_MAX: usize = 2 * DOCUMENT_BYTES_MAX + 1024;
 /// A whole fleet hears of a new policy at one moment, and must not ask for it at one moment.
@@ -287,7 +290,7 @@ impl Gate {
             return Ok(());
         }
         let version = policy.version;
-        keep(self.dir.join(POLICY_FILE), text).await.map_err(|error| {
+        keep(self.dir.join(POLICY_FILE), text, FILE_MODE).await.map_err(|error| {
             format!("version {version} of the policy cannot be kept: {error}; version {in_force} stays in force here")
         })?;
         self.change(|current| InForce { policy: Some(policy), record: current.record.clone() });
@@ -329,7 +332,7 @@ impl Gate {
         };
         match serde_json::to_string(&SealedDocument { document, seal }) {
             Ok(text) => {
-                if let Err(error) = keep(self.dir.join(RECORD_FILE), text).await {
+                if let Err(error) = keep(self.dir.join(RECORD_FILE), text, FILE_MODE).await {
                     tracing::warn!(%error, "this node's record cannot be kept; it is read again at the next start");
                 }
             }
@@ -409,10 +412,11 @@ fn read(path: &Path) -> Result<Option<String>, String> {
 }
 
 /// Puts `text` at `path`, whole or not at all, and on disk when this returns. Not on the thread that serves everything else.
-async fn keep(path: PathBuf, text: String) -> io::Result<()> {
+pub(crate) async fn keep(path: PathBuf, text: String, mode: u32) -> io::Result<()> {
     let write = move || {
         let staging = path.with_extension("new");
-        let mut file = File::create(&staging)?;
+        let _ = fs::remove_file(&staging); // of a run that died: its mode would stay
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staging)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&staging, &path)?;

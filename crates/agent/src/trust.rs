@@ -7,7 +7,7 @@ use journal::{Journal, Write};
 use message::{PublicKey, SealedDocument, Trust};
 
 /// The key of the list of operators in bucket `POLICY`.
-const TRUST_KEY: &str = "trust";
+pub(crate) const TRUST_KEY: &str = "trust";
 
 /// The list of operators in force.
 pub(crate) struct Trusted {

@@ -307,6 +307,12 @@ impl Template {
     pub fn new(publish: Permission, subscribe: Permission) -> Self {
         Self { publish, subscribe, subs: UNLIMITED, data: UNLIMITED, payload: UNLIMITED }
     }
+
+    /// With at most so many subscriptions a connection, and so many bytes a message.
+    #[must_use]
+    pub fn within(self, subs: i64, payload: i64) -> Self {
+        Self { subs, payload, ..self }
+    }
 }
 
 /// Subjects that are allowed, and among those the ones that are not.
@@ -339,10 +345,25 @@ pub fn sign_at<T: Serialize>(
     grants: T,
     iat: i64,
 ) -> Result<String, ClaimsError> {
+    sign_until(issuer, subject, name, grants, iat, None)
+}
+
+/// The same for a token that ends by itself at `exp`, in seconds of Unix time.
+///
+/// # Errors
+/// When `issuer` has no private half.
+pub fn sign_until<T: Serialize>(
+    issuer: &KeyPair,
+    subject: &str,
+    name: &str,
+    grants: T,
+    iat: i64,
+    exp: Option<i64>,
+) -> Result<String, ClaimsError> {
     let mut token = Token {
         jti: String::new(),
         iat,
-        exp: None,
+        exp,
         iss: issuer.public_key(),
         name: name.to_owned(),
         sub: subject.to_owned(),

@@ -94,6 +94,7 @@ pub struct ConnectOptions {
 pub const CORE_API: &str = "$JS.API";
 /// The same requests as nodes see them from account EDGE.
 pub const EDGE_API: &str = "core.API";
+pub use crate::keys::KNOCK_API;
 
 /// The state of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -13,6 +13,7 @@
 //!
 //! The accounts' own private keys are thrown away at birth: nothing needs them.
 
+mod door;
 mod error;
 mod files;
 mod grants;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use nkeys::{KeyPair, KeyPairType};
 
 use crate::claims::{self, Account, ClaimsError, Creds, Operator, Token, User};
+pub use door::{KNOCK_API, KNOCK_MESSAGE_MAX, knocker, knocker_inbox};
 pub use error::KeysError;
 pub use grants::{EDGE_API_PREFIX, Role, STATION_MAY_FAN_OUT};
 

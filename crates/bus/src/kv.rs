@@ -20,6 +20,8 @@ pub const JOBS: &str = "JOBS";
 pub const POLICY: &str = "POLICY";
 /// The stream epoch and the like; written at set-up.
 pub const META: &str = "META";
+/// Enrolment tokens, and the answers to those who knocked; written by operators.
+pub const ADMISSIONS: &str = "ADMISSIONS";
 
 /// How often a bucket is read anew when the server went down that it was being read from.
 const READS_MAX: u32 = 3;

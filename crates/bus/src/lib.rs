@@ -12,6 +12,7 @@ pub mod clock;
 pub mod connect;
 pub mod error;
 pub mod keys;
+mod knock;
 pub mod kv;
 pub mod live;
 pub mod read;
@@ -23,8 +24,9 @@ pub mod streams;
 pub mod tls;
 pub mod wire;
 
-pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, Link};
+pub use connect::{Bus, CORE_API, ConnectOptions, Credentials, EDGE_API, KNOCK_API, Link};
 pub use error::BusError;
+pub use knock::Knocked;
 pub use live::{LiveMessage, LiveOrders, LiveStored};
 pub use read::{Scan, Start, Tail};
 pub use wire::{Headers, Message, Stored};

@@ -19,6 +19,8 @@ use async_nats::jetstream::stream::{
 use async_nats::{HeaderMap, header};
 use data_encoding::HEXLOWER;
 
+use crate::keys::KNOCK_MESSAGE_MAX;
+
 /// Stream of orders, `<node>.command.<method>.<domain>`.
 pub const COMMANDS: &str = "COMMANDS";
 /// Stream of events, `<receiver>.event.<method>.<domain>`.
@@ -35,6 +37,10 @@ pub const JOBS: &str = "JOBS";
 pub const POLICY: &str = "POLICY";
 /// Bucket of facts about the store itself: the key `epoch`, leases.
 pub const META: &str = "META";
+/// Bucket of enrolment tokens, and of the answers to those who knocked.
+pub const ADMISSIONS: &str = "ADMISSIONS";
+/// Stream of units that ask to be let in: one message for each token and key, as long as nobody has answered.
+pub const KNOCKS: &str = "KNOCKS";
 /// Stream in memory that tells by its age when the broker last lost its memory.
 pub const BOOT: &str = "BOOT";
 
@@ -65,6 +71,14 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 /// Events may fill this much, then the oldest go, so that they can never leave orders without room. The broker sets
 /// the space aside: it must be less than its `max_file_store`.
 pub const EVENTS_BYTES_MAX: i64 = 4 << 30;
+/// So many may wait at the door.
+pub const KNOCKS_MAX: i64 = 20_000;
+/// What they may fill of the store.
+const KNOCKS_BYTES_MAX: i64 = 64 << 20;
+/// Who has not been answered for so long asks again.
+const KNOCKS_AGE_MAX: Duration = DAY.saturating_mul(31);
+/// Answers are kept longer than any token is good, so that a unit which was away finds its own.
+const ADMISSIONS_AGE_MAX: Duration = DAY.saturating_mul(365);
 /// A record in a bucket: names, labels, keys, facts; a chunk of a job's orders.
 const RECORD_BYTES_MAX: i32 = 1 << 20;
 /// A catch-up after a restart gives every node a consumer for a moment; there may be 100 000. Without a number, or
@@ -314,9 +328,31 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         description: Some("answers to orders, and their output".to_owned()),
         ..message_stream(REPLIES, &["reply", "output"])
     };
-    let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies)];
-    all.extend([NODES, PRESENCE, JOBS, POLICY, META].map(|name| (name, bucket(name, options.replicas))));
+    let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies), (KNOCKS, knocks(options.replicas))];
+    all.extend([NODES, PRESENCE, JOBS, POLICY, META, ADMISSIONS].map(|name| (name, bucket(name, options.replicas))));
     all
+}
+
+/// The place at the door. Nobody takes another's place, or his own a second time, and nothing is pushed out by what comes:
+/// what is answered is purged by operators.
+fn knocks(replicas: usize) -> Config {
+    Config {
+        name: KNOCKS.to_owned(),
+        subjects: vec!["knock.*.*".to_owned()],
+        max_messages: KNOCKS_MAX,
+        max_bytes: KNOCKS_BYTES_MAX,
+        max_messages_per_subject: 1,
+        max_message_size: KNOCK_MESSAGE_MAX,
+        max_age: KNOCKS_AGE_MAX,
+        duplicate_window: DUPLICATE_WINDOW,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        max_consumers: 1000,
+        deny_delete: true,
+        num_replicas: replicas,
+        description: Some("units that ask to be let in".to_owned()),
+        ..stored()
+    }
 }
 
 /// A bucket as NATS KV clients know it, but for roll-ups: with their header, one writer could purge it all.
@@ -326,7 +362,11 @@ fn bucket(name: &str, replicas: usize) -> Config {
         subjects: vec![format!("$KV.{name}.>")],
         max_messages_per_subject: 1,
         max_message_size: RECORD_BYTES_MAX,
-        max_age: if name == JOBS { JOBS_AGE_MAX } else { Duration::ZERO },
+        max_age: match name {
+            JOBS => JOBS_AGE_MAX,
+            ADMISSIONS => ADMISSIONS_AGE_MAX,
+            _ => Duration::ZERO,
+        },
         duplicate_window: DUPLICATE_WINDOW,
         discard: DiscardPolicy::New,
         max_consumers: CONSUMERS_MAX,

@@ -67,6 +67,11 @@ impl Home {
         self.0.join("policy.json")
     }
 
+    /// How often enrolment tokens were used: `tokens/`.
+    pub fn tokens_dir(&self) -> PathBuf {
+        self.0.join("tokens")
+    }
+
     /// The list of operators, sealed by the root: `trust.json`.
     pub fn trust_file(&self) -> PathBuf {
         self.0.join("trust.json")

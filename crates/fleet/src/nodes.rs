@@ -18,8 +18,8 @@ use crate::connection::Fleet;
 use crate::context::Home;
 use crate::error::FleetError;
 use crate::revoke::cut_off;
-pub(crate) use belief::near;
 use belief::{BrokerClock, Written};
+pub(crate) use belief::{natural, near};
 
 /// Up to so many names are read one by one; for more, the whole fleet is read at once.
 const EXACT_MAX: usize = 64;
@@ -347,7 +347,10 @@ impl Fleet {
     }
 
     /// The broker's time.
-    pub(crate) async fn broker_now(&self) -> Result<Timestamp, FleetError> {
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked.
+    pub async fn broker_now(&self) -> Result<Timestamp, FleetError> {
         Ok(self.broker_clock().await?.now)
     }
 
@@ -377,7 +380,7 @@ impl Fleet {
 }
 
 /// Labels follow the rules of Kubernetes, so that selectors read the same.
-fn check_label(key: &str, value: &str) -> Result<(), FleetError> {
+pub(crate) fn check_label(key: &str, value: &str) -> Result<(), FleetError> {
     if !message::selector::is_label(key) {
         return Err(FleetError::usage(format!(
             "{key:?} cannot be a label: use up to 63 letters, digits, `_`, `-` and `.`, with a letter or digit at \

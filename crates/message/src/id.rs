@@ -149,6 +149,10 @@ random_id! {
     /// The id of one journal: made with it, gone with it. It tells a restarted node from a second one of the same name.
     InstanceId
 }
+random_id! {
+    /// The id of one enrolment token.
+    TokenId
+}
 
 #[cfg(test)]
 mod tests {

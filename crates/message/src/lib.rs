@@ -7,6 +7,7 @@
 //! Start reading at [`subject`] (where messages go), then [`order`] (what is asked), [`state`] (how it
 //! stands), [`reply`] (what is answered) and [`sign`] (who said so).
 
+pub mod admission;
 pub mod event;
 pub mod id;
 pub mod job;
@@ -25,8 +26,9 @@ pub mod time;
 pub mod trust;
 pub mod units;
 
+pub use admission::{Admission, Decision, EnrolToken, Knock, TokenRecord};
 pub use event::{EventBatch, EventRecord};
-pub use id::{InstanceId, JobId, MessageId, OrderId};
+pub use id::{InstanceId, JobId, MessageId, OrderId, TokenId};
 pub use job::{JobRecord, OrderChunk, SealedOrder};
 pub use name::{NameError, NodeName, Token};
 pub use order::{Addressee, Order, OrderError};

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use data_encoding::{BASE64, HEXLOWER};
+use message::admission::{AdmissionKind, Decision as Answer, KnockKind, TokenKind, TokenRecordKind, fingerprint};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::policy::{Asked, Decision, Request, Rules, decide};
@@ -19,10 +20,10 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, MessageId, NodeName, NodeRecord,
-    Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Reply, ReplySubject,
-    Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token, Trust, Vitality,
-    WIRE_VERSION,
+    Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, MessageId,
+    NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey,
+    Reply, ReplySubject, Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token,
+    TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -119,6 +120,7 @@ fn vectors() -> Value {
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
+        "admission": admission(),
         "event_batch": event_batch(),
         "histories": histories(),
         "merges": merges(),
@@ -495,6 +497,75 @@ fn node_record() -> NodeRecord {
     }
 }
 
+fn enrol_token() -> EnrolToken {
+    let account = |byte: u8| KeyPair::new_from_raw(KeyPairType::Account, [byte; 32]).unwrap();
+    EnrolToken {
+        v: WIRE_VERSION,
+        kind: TokenKind::Token,
+        id: TokenId::from_bytes([0x77; 16]),
+        server: "tls://broker.example:4222".into(),
+        ca: None,
+        root: PublicKey::of(&root()),
+        serial: 1,
+        account: PublicKey::of(&account(5)),
+        seed: account(6).seed().unwrap(),
+        expires: noon_and(60 * MINUTE_MS),
+    }
+}
+
+/// What a unit that enrols itself reads and writes: the node `ship1`, before it was one.
+fn admission() -> Value {
+    let token = enrol_token();
+    let record = TokenRecord {
+        v: WIRE_VERSION,
+        kind: TokenRecordKind::TokenRecord,
+        id: token.id,
+        account: token.account.clone(),
+        uses: 50,
+        used: 1,
+        expires: token.expires,
+        labels: [("site".to_owned(), "oslo".to_owned())].into(),
+        created: noon_and(-MINUTE_MS),
+        by: "admin".into(),
+        revoked: None,
+    };
+    let knock = Knock {
+        v: WIRE_VERSION,
+        kind: KnockKind::Knock,
+        token: token.id,
+        name: name("ship1"),
+        key: PublicKey::of(&node()),
+        version: "0.1.0".into(),
+        at: noon_and(0),
+    };
+    let answer = |decision: Answer| Admission {
+        v: WIRE_VERSION,
+        kind: AdmissionKind::Admission,
+        decision,
+        token: token.id,
+        name: name("ship1"),
+        key: PublicKey::of(&node()),
+        jwt: (decision == Answer::Accepted).then(|| "eyJ0…".to_owned()),
+        trust: SealedDocument::new(serde_json::to_string(&trust()).unwrap(), &root()).unwrap(),
+        policy: None,
+        by: "admin".into(),
+        at: noon_and(MINUTE_MS),
+    };
+    let answered = |decision: Answer, pair: &KeyPair| {
+        let subject = format!("$KV.ADMISSIONS.{}", decision.at(&PublicKey::of(&node())));
+        sealed_message(&subject, None, &json_bytes(&answer(decision)), pair)
+    };
+    json!({
+        "token": {"text": token.to_text().unwrap(), "says": token},
+        "fingerprint": {"key": PublicKey::of(&node()), "text": fingerprint(&PublicKey::of(&node()))},
+        "token_record": sealed_message(&format!("$KV.ADMISSIONS.token.{}", token.id), None, &json_bytes(&record), &operator()),
+        "knock": sealed_message(&knock.subject(), None, &json_bytes(&knock), &node()),
+        "accepted": answered(Answer::Accepted, &operator()),
+        "rejected": answered(Answer::Rejected, &operator()),
+        "by_a_stranger": answered(Answer::Accepted, &stranger()),
+    })
+}
+
 fn event_batch() -> Value {
     let record = |ms: i64, field: &str, text: &str| EventRecord {
         at: noon_and(ms),
@@ -823,6 +894,21 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     assert_eq!(sign, life_sign(Condition::Up));
     let record: NodeRecord = serde_json::from_str(&signed_by("node_record", "operator")).unwrap();
     assert_eq!(record.key, public(&vectors, "node"));
+    let part = &vectors["admission"];
+    let token = EnrolToken::parse(part["token"]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(serde_json::to_value(&token).unwrap(), part["token"]["says"]);
+    let key = public(&vectors, "node");
+    assert_eq!(fingerprint(&key), part["fingerprint"]["text"].as_str().unwrap());
+    let payload = |which: &str| part[which]["payload"].as_str().unwrap().as_bytes();
+    let knock = Knock::open(payload("knock"), part["knock"]["subject"].as_str().unwrap(), &key).unwrap();
+    let me = (&knock.name, &knock.key);
+    let operator = public(&vectors, "operator");
+    for decision in Answer::ALL {
+        Admission::open(payload(decision.as_str()), &operator, decision, &token, me).unwrap();
+    }
+    let stranger = public(&vectors, "stranger");
+    Admission::open(payload("by_a_stranger"), &stranger, Answer::Accepted, &token, me).unwrap_err();
+    serde_json::from_slice::<TokenRecord>(payload("token_record")).unwrap().left(noon_and(0)).unwrap();
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();
     assert_eq!(batch.subject().to_string(), vectors["event_batch"]["subject"].as_str().unwrap());
     assert_eq!(batch.records.len(), vectors["event_batch"]["record_ids"].as_array().unwrap().len());

@@ -187,3 +187,22 @@ fn own_certificates_are_used_and_wrong_ones_named() {
         assert!(said(&refused).contains(why), "{kind}: {}", said(&refused));
     }
 }
+
+#[test]
+fn a_unit_enrols_itself_over_tls_by_the_authority_in_its_token() {
+    let mut tls = Tls::start(&["--tls"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (token, state) = (path("fleet.token"), path("ship7"));
+    let made = tls.steward(&["node", "token", "--out", &token]);
+    assert!(made.status.success(), "{}", said(&made));
+    let agent = program()
+        .args(["agent", "--token", &token, "--name", "ship7", "--end-commands", "--state", &state])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    tls.children.push(agent);
+    eventually("it knocks and is let in", || tls.steward(&["node", "accept", "ship7", "--yes"]).status.success());
+    let ran = tls.steward(&["run", "ship7", "--wait", "30s", "--", "true"]);
+    assert!(ran.status.success(), "{}", said(&ran));
+}

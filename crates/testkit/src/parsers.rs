@@ -8,9 +8,9 @@
 use bus::claims::{self, Creds};
 use message::policy::{Asked, Request, decide};
 use message::{
-    EventBatch, JobId, JobRecord, Labels, LifeSign, NodeName, NodeRecord, Order, OrderChunk, OrderId, OutputSubject,
-    Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument, Selector, Subject, Timestamp, Token, Trust,
-    Vitality, units,
+    Admission, EnrolToken, EventBatch, JobId, JobRecord, Knock, Labels, LifeSign, NodeName, NodeRecord, Order,
+    OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument,
+    Selector, Subject, Timestamp, Token, TokenRecord, Trust, Vitality, units,
 };
 
 use crate::frames::Frames;
@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -38,6 +38,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "policy", run: policy },
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
+    Target { name: "admission", run: admission },
 ];
 
 /// The longest input that the mutator makes.
@@ -153,6 +154,32 @@ pub fn trust(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(seal) = Seal::from_headers(text.lines().next(), text.lines().nth(1)) {
         let _ = seal.verify(bytes);
+    }
+}
+
+/// What passes at an enrolment by token: the token itself, a knock, its answer, a token's record.
+pub fn admission(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(token) = EnrolToken::parse(&text) {
+        let written = token.to_text().unwrap_or_default();
+        assert_eq!(EnrolToken::parse(&written).as_ref(), Ok(&token), "a token reads back as another one");
+        assert!(token.key().is_ok(), "a token without a key was read");
+    }
+    let says = serde_json::from_slice::<Knock>(bytes);
+    if let Ok(said) = &says
+        && let Ok(knock) = Knock::open(bytes, &said.subject(), &said.key)
+    {
+        assert_eq!(knock.subject().split('.').count(), 3, "a knock could stand elsewhere");
+        assert!(Knock::open(bytes, "knock.x.y", &knock.key).is_err(), "a knock was taken from a foreign place");
+    }
+    if let Ok(record) = serde_json::from_slice::<TokenRecord>(bytes) {
+        let _ = record.left(Timestamp::from_ms(0));
+        let written = serde_json::to_vec(&record).unwrap_or_default();
+        assert_eq!(serde_json::from_slice::<TokenRecord>(&written).ok(), Some(record), "a record reads back otherwise");
+    }
+    if let Ok(answer) = serde_json::from_slice::<Admission>(bytes) {
+        let written = serde_json::to_vec(&answer).unwrap_or_default();
+        assert_eq!(serde_json::from_slice::<Admission>(&written).ok(), Some(answer), "an answer reads back otherwise");
     }
 }
 

@@ -57,6 +57,8 @@ fn the_seeds_are_what_the_parsers_are_made_for() {
     read("reply", |bytes| message::Reply::parse(bytes).is_ok());
     read("life_sign", |bytes| serde_json::from_slice::<message::LifeSign>(bytes).is_ok());
     read("life_sign", |bytes| serde_json::from_slice::<message::NodeRecord>(bytes).is_ok());
+    read("admission", |bytes| message::EnrolToken::parse(&String::from_utf8_lossy(bytes)).is_ok());
+    read("admission", |bytes| serde_json::from_slice::<message::Knock>(bytes).is_ok());
     read("event_batch", |bytes| message::EventBatch::parse(bytes).is_ok());
     read("creds", |bytes| bus::claims::Creds::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("trust", |bytes| {

@@ -8,6 +8,7 @@
 use crate::claims::{
     Account, AccountLimits, Export, Import, Permission, ResponseType, Sharing, SigningKey, Template, WeightedMapping,
 };
+use crate::keys::door;
 
 /// Kinds of messages of which subjects have four tokens, `<to>.<kind>.<…>.<…>`.
 const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
@@ -57,8 +58,17 @@ const READS: [&str; 8] = [
 const BOOT_MARK: [&str; 2] = ["$JS.API.STREAM.CREATE.BOOT", "steward.boot"];
 
 /// What a person who orders may publish, besides [`READS`] and [`BOOT_MARK`].
-const OPERATOR_PUBLISHES: [&str; 6] =
-    ["in.*.command.*.*", "in.*.event.*.*", "$KV.NODES.*", "$KV.JOBS.>", "$KV.POLICY.*", "$JS.FC.>"];
+const OPERATOR_PUBLISHES: [&str; 8] = [
+    "in.*.command.*.*",
+    "in.*.event.*.*",
+    "$KV.NODES.*",
+    "$KV.JOBS.>",
+    "$KV.POLICY.*",
+    "$JS.FC.>",
+    // Answering those who knock, and taking away what is answered.
+    "$KV.ADMISSIONS.*.*",
+    "$JS.API.STREAM.PURGE.KNOCKS",
+];
 
 /// What a station may publish, besides [`READS`] and [`BOOT_MARK`]: as a node among others it reports and answers,
 /// as a station it keeps the state of jobs and its lease. It neither signs orders nor admits nodes nor makes policy.
@@ -217,14 +227,14 @@ fn doors() -> Vec<Door> {
 
 /// CORE: streams, operators, stations.
 pub(super) fn core(signing_keys: Vec<SigningKey>) -> Account {
-    let exports = doors()
-        .into_iter()
-        .map(|door| Export {
-            name: door.core.clone(),
-            subject: door.core,
-            sharing: door.sharing,
-            response_type: door.response,
-        })
+    let for_nodes = doors().into_iter().map(|door| (door.core, door.sharing, door.response));
+    let for_knocks = door::offered().into_iter().map(|(subject, sharing)| {
+        let response = matches!(sharing, Sharing::Service).then_some(ResponseType::Singleton);
+        (subject, sharing, response)
+    });
+    let exports = for_nodes
+        .chain(for_knocks)
+        .map(|(subject, sharing, response_type)| Export { name: subject.clone(), subject, sharing, response_type })
         .collect();
     let mappings = KINDS.into_iter().map(into_stream).collect();
     let mut account = Account::new(AccountLimits::unlimited(true));

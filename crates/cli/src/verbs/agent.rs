@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use agent::knock::{Enrolled, KnockOptions};
 use anyhow::Context as _;
 use bus::keys::FleetKeys;
 use fleet::{Bundle, Fleet, Home};
-use message::NodeName;
+use message::admission::TOKEN_PREFIX;
+use message::{EnrolToken, NodeName};
 
 use super::station::serve;
 use crate::args::host_node_name;
@@ -19,11 +21,13 @@ const STATE_DIR: &str = "/var/lib/steward";
 /// Run the edge unit: it takes orders, runs them, and reports.
 ///
 /// On a host that holds the fleet's keys (a try-out) it enrols itself; everywhere else it needs the bundle that
-/// `steward node enroll` made. Two agents on one state directory: the second refuses. Runs until Ctrl-C or SIGTERM.
+/// `steward node enroll` made, or a token of `steward node token`: with that, it makes its own key, shows its fingerprint, and
+/// waits until `steward node accept` lets it in; from then on it needs the token no more. Two agents on one state directory: the second refuses. Runs until Ctrl-C or SIGTERM.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     steward agent --name ship1                                     on a host with the fleet's keys\n  \
-    steward node enroll ship2 --out ship2.bundle && steward agent --bundle ship2.bundle --state ./ship2")]
+    steward node enroll ship2 --out ship2.bundle && steward agent --bundle ship2.bundle --state ./ship2\n  \
+    steward node token --out ship7.token && steward agent --token ship7.token --name ship7 --state ./ship7")]
 pub(crate) struct Args {
     /// The node's name [default: the bundle's or the configuration's, else this host's up to its first dot]
     #[arg(long, value_name = "NODE")]
@@ -32,6 +36,10 @@ pub(crate) struct Args {
     /// What `steward node enroll` made
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
+
+    /// What `steward node token` made: a file, or the text itself (which others on this host can then see)
+    #[arg(long, value_name = "FILE|TEXT", conflicts_with = "bundle")]
+    token: Option<String>,
 
     /// Where its journal lies [default: /var/lib/steward, or nodes/NAME below --home]
     #[arg(long, value_name = "DIR")]
@@ -53,30 +61,113 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         (None, Some(path)) => agent::config::Config::load(path)?.name,
         (None, None) => None,
     };
-    let (bundle, state_dir) = match &args.bundle {
-        Some(path) => with_bundle(session, path, named.as_ref())?,
-        None => enrolled_here(session, named).await?,
+    let keeper = keeper_launch(session)?;
+    let (config_file, end_commands) = (args.config.clone(), args.end_commands);
+    let options = move |enrolled: Enrolled, state_dir: PathBuf| -> anyhow::Result<agent::Options> {
+        Ok(agent::Options {
+            name: enrolled.name,
+            server: enrolled.server,
+            ca: enrolled.ca.map(|pem| keep_ca(&state_dir, &pem)).transpose()?,
+            credentials: enrolled.credentials,
+            root: enrolled.root,
+            trust: enrolled.trust,
+            policy: enrolled.policy,
+            state_dir,
+            config_file,
+            life_sign_interval: agent::LIFE_SIGN_INTERVAL,
+            keeper,
+            at_stop: if end_commands { agent::AtStop::EndCommands } else { agent::AtStop::LeaveCommands },
+        })
     };
-    let state_dir = args.state.unwrap_or(state_dir);
-    let ca = match &bundle.ca {
-        Some(pem) => Some(keep_ca(&state_dir, pem)?),
-        None => None,
+    if let Some(token) = &args.token {
+        let (knock, state_dir) = with_token(session, token, named, args.state)?;
+        return serve(|cancel| async move {
+            let Some(enrolled) = agent::knock::knock(knock, cancel.clone()).await? else { return Ok(()) };
+            anyhow::Ok(agent::run(options(enrolled, state_dir)?, cancel).await?)
+        })
+        .await;
+    }
+    let (enrolled, state_dir) = match &args.bundle {
+        Some(path) => with_bundle(session, path, named.as_ref()).map(|(bundle, dir)| (enrolled(bundle), dir))?,
+        None => match came_by_token(session, args.state.as_deref(), named.as_ref())? {
+            Some(found) => found,
+            None => enrolled_here(session, named).await.map(|(bundle, dir)| (enrolled(bundle), dir))?,
+        },
     };
-    let options = agent::Options {
+    let options = options(enrolled, args.state.unwrap_or(state_dir))?;
+    serve(|cancel| agent::run(options, cancel)).await
+}
+
+fn enrolled(bundle: Bundle) -> Enrolled {
+    Enrolled {
         name: bundle.name,
         server: bundle.server,
-        ca,
+        ca: bundle.ca,
         credentials: bundle.creds,
         root: bundle.root,
         trust: bundle.trust,
         policy: bundle.policy,
-        state_dir,
-        config_file: args.config,
-        life_sign_interval: agent::LIFE_SIGN_INTERVAL,
-        keeper: keeper_launch(session)?,
-        at_stop: if args.end_commands { agent::AtStop::EndCommands } else { agent::AtStop::LeaveCommands },
+    }
+}
+
+/// What is needed to knock with a token, which is the text of one or the name of a file.
+fn with_token(
+    session: &Session,
+    token: &str,
+    named: Option<NodeName>,
+    state_dir: Option<PathBuf>,
+) -> anyhow::Result<(KnockOptions, PathBuf)> {
+    let text = if token.starts_with(TOKEN_PREFIX) {
+        token.to_owned()
+    } else {
+        std::fs::read_to_string(token).map_err(|error| {
+            Usage::new(format!(
+                "{token} is neither a token nor a file of one ({error}); `steward node token --out FILE` makes one where the \
+                 fleet's keys are"
+            ))
+        })?
     };
-    serve(|cancel| agent::run(options, cancel)).await
+    let token = EnrolToken::parse(&text).map_err(|error| Usage::new(format!("the token cannot be used: {error}")))?;
+    let state_dir = state_of(session, state_dir.as_deref(), named.as_ref())?;
+    // A unit that came in under a name goes on under it.
+    let held = agent::knock::enrolled(&state_dir)?.map(|enrolled| enrolled.name);
+    let name = named.or(held).map_or_else(host_node_name, Ok)?;
+    let ca = match &session.global.ca {
+        Some(path) => Some(path.clone()),
+        None => token.ca.as_ref().map(|pem| keep_ca(&state_dir, pem)).transpose()?,
+    };
+    let server = session.global.server.clone();
+    Ok((KnockOptions { token, name, server, ca, state_dir: state_dir.clone() }, state_dir))
+}
+
+/// What this unit was accepted as, if it came by a token.
+fn came_by_token(
+    session: &Session,
+    state_dir: Option<&Path>,
+    named: Option<&NodeName>,
+) -> anyhow::Result<Option<(Enrolled, PathBuf)>> {
+    let state_dir = state_of(session, state_dir, named)?;
+    let Some(mut enrolled) = agent::knock::enrolled(&state_dir)? else { return Ok(None) };
+    if let Some(name) = named.filter(|name| **name != enrolled.name) {
+        return Err(Usage::new(format!(
+            "{} is the state directory of {}, not of {name}: leave --name out, or name another one with --state",
+            state_dir.display(),
+            enrolled.name
+        ))
+        .into());
+    }
+    if let Some(server) = &session.global.server {
+        enrolled.server.clone_from(server);
+    }
+    Ok(Some((enrolled, state_dir)))
+}
+
+fn state_of(session: &Session, state_dir: Option<&Path>, named: Option<&NodeName>) -> anyhow::Result<PathBuf> {
+    Ok(match (state_dir, &session.global.home) {
+        (Some(dir), _) => dir.to_owned(),
+        (None, Some(_)) => session.home()?.node_dir(&named.cloned().map_or_else(host_node_name, Ok)?),
+        (None, None) => PathBuf::from(STATE_DIR),
+    })
 }
 
 /// Puts the authority's certificate where the connection finds it.
@@ -132,8 +223,8 @@ async fn enrolled_here(session: &Session, named: Option<NodeName>) -> anyhow::Re
     if !FleetKeys::exist(home.dir()) {
         return Err(Usage::new(format!(
             "{} holds no fleet's keys, so this agent cannot enrol itself: give it a bundle (`steward node enroll {name} \
-             --out {name}.bundle` where the keys are, then `steward agent --bundle {name}.bundle` here), or point --home \
-             to the fleet",
+             --out {name}.bundle` where the keys are, then `steward agent --bundle {name}.bundle` here), a token (`steward \
+             node token` there, then `steward agent --token FILE` here), or point --home to the fleet",
             home.dir().display()
         ))
         .into());

@@ -1,5 +1,6 @@
 //! One file per verb: its arguments, whose doc comments are its help, and what it does with them.
 
+pub(crate) mod admission;
 pub(crate) mod agent;
 pub(crate) mod bench;
 pub(crate) mod broker;

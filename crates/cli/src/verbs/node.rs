@@ -15,13 +15,15 @@ use crate::exit::{Exit, Usage};
 use crate::render::node as text;
 use crate::render::paint::tame;
 use crate::session::Session;
+use crate::verbs::admission;
 
 /// See and change who belongs to the fleet.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     steward node ls\n  \
     steward node label \"$(hostname -s)\" site=oslo\n  \
-    steward node enroll ship2 --out ship2.bundle")]
+    steward node enroll ship2 --out ship2.bundle\n  \
+    steward node token --uses 50 --expires 7d --out fleet.token")]
 pub(crate) struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -69,6 +71,22 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         creds_out: Option<PathBuf>,
     },
+    /// Make a token with which units enrol themselves; list and end tokens
+    ///
+    /// Needs the fleet's keys in --home. Carry the token to the units and start them with `steward agent --token FILE`: each
+    /// makes its own key, knocks, and waits until `steward node accept` lets it in. A token is a secret: whoever has it can
+    /// knock, and nothing else. How many may be accepted by it, and until when, you sign; it is counted at each acceptance.
+    Token(admission::TokenArgs),
+    /// Let in units that have knocked with a token
+    ///
+    /// Needs the fleet's keys in --home. Compare the fingerprints with what the agents show. A name that a node has, or had
+    /// until it was revoked, is not given away; of two units with one name neither comes in, unless --fingerprint says which.
+    Accept(admission::AcceptArgs),
+    /// Send away units that have knocked with a token: their keys do not come back
+    ///
+    /// The units are told, and end. One that was sent away by mistake knocks anew, with a new key, once `enrolment.json` is
+    /// removed from its state directory.
+    Reject(admission::RejectArgs),
     /// Throw a node out: the broker cuts it off at once, and nothing that it says counts any more
     ///
     /// Needs the fleet's keys in --home. Its name stays taken, and `node ls` shows it as revoked, until `steward node rm`.
@@ -115,6 +133,9 @@ enum Verb {
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
     match args.verb {
+        Verb::Token(args) => return admission::token(args, session).await,
+        Verb::Accept(args) => return admission::accept(args, session).await,
+        Verb::Reject(args) => return admission::reject(args, session).await,
         Verb::Ls => ls(session).await,
         Verb::Show { name } => show(session, &name).await,
         Verb::Label { name, changes } => label(session, &name, &changes).await,
@@ -127,16 +148,22 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
 }
 
 async fn ls(session: &mut Session) -> anyhow::Result<()> {
-    let view = session.connect().await?.nodes().await?;
-    view.notes.iter().for_each(|note| session.out.note(tame(note)));
+    let (fleet, home) = (session.connect().await?, session.home()?);
+    let (view, door) = tokio::try_join!(fleet.nodes(), fleet.door(&home))?;
+    let pending = admission::outside(door.pending, &view.nodes);
+    view.notes.iter().chain(&door.notes).for_each(|note| session.out.note(tame(note)));
     if session.out.is_json() {
-        let nodes: Vec<Value> = view.nodes.iter().map(fleet::Node::to_json).collect();
+        let nodes = view.nodes.iter().map(fleet::Node::to_json);
+        let nodes: Vec<Value> = nodes.chain(pending.iter().map(fleet::Pending::to_json)).collect();
         return session.out.json_list(&nodes);
     }
-    for line in text::table(&view.nodes).lines(session.out.colors()) {
+    let mut table = text::table(&view.nodes);
+    admission::add_pending(&mut table, &pending, view.at);
+    for line in table.lines(session.out.colors()) {
         session.out.line(line)?;
     }
     session.out.flush()?;
+    admission::complaints(&pending).into_iter().for_each(|line| session.out.note(line));
     text::complaints(&view.nodes).into_iter().for_each(|line| session.out.note(line));
     session.out.note(text::summary(&view.nodes));
     Ok(())
@@ -167,9 +194,9 @@ async fn label(session: &mut Session, name: &NodeName, changes: &[String]) -> an
     Ok(())
 }
 
-type LabelChanges = (Vec<(String, String)>, Vec<String>);
+pub(crate) type LabelChanges = (Vec<(String, String)>, Vec<String>);
 
-fn label_changes(changes: &[String]) -> Result<LabelChanges, Usage> {
+pub(crate) fn label_changes(changes: &[String]) -> Result<LabelChanges, Usage> {
     let (mut set, mut remove): LabelChanges = Default::default();
     for change in changes {
         match (change.split_once('='), change.strip_suffix('-')) {
@@ -222,7 +249,7 @@ async fn enroll(
     Ok(())
 }
 
-fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> anyhow::Result<()> {
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(text.as_bytes())?;

@@ -229,7 +229,7 @@ async fn apply(session: &mut Session, file: &Path, yes: bool, above: u64, root: 
         session.out.note("Nobody gains or loses anything by it, of the operators and nodes that there are.");
     }
     if !yes {
-        agree()?;
+        agree("Put it in force?", "not put in force")?;
     }
     let policy = fleet.apply_policy(&rules, (base, above), root.root.as_deref()).await?;
     if session.out.is_json() {
@@ -256,14 +256,14 @@ fn to_json(change: &Change) -> serde_json::Value {
 }
 
 /// Asks a person; a script has to say --yes.
-fn agree() -> anyhow::Result<()> {
+pub(crate) fn agree(question: &str, otherwise: &str) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
         return Err(Usage::new("nobody is here to be asked: say --yes if it shall be so").into());
     }
     let mut err = std::io::stderr();
-    write!(err, "Put it in force? [y/N] ")?;
+    write!(err, "{question} [y/N] ")?;
     err.flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Usage::new("not put in force").into()) }
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Usage::new(otherwise).into()) }
 }

@@ -99,7 +99,7 @@ pub(super) fn view(records: &[Message], signs: &[Message], trust: &Trust, clock:
 }
 
 /// Compares names as people do: `ship2` comes before `ship10`.
-pub(super) fn natural(one: &NodeName, other: &NodeName) -> std::cmp::Ordering {
+pub(crate) fn natural(one: &NodeName, other: &NodeName) -> std::cmp::Ordering {
     let key = |name: &NodeName| -> Vec<(String, u128, usize)> {
         let mut parts = Vec::new();
         let mut rest = name.as_str();
