@@ -410,6 +410,8 @@ impl Knocking {
                 told = Some(knocked);
             }
             looks = looks.saturating_add(1);
+            // What is doubtful may come true by a record that is still on its way, of which no hint tells.
+            let pause = if doubts > 0 { jittered(RETRY, doubts) } else { jittered(LOOK, looks) };
             tokio::select! {
                 hint = hints.next() => {
                     if hint.is_none() {
@@ -417,7 +419,7 @@ impl Knocking {
                     }
                 }
                 _ = link.wait_for(|link| !link.up) => return Ok(Visit::Cut),
-                () = tokio::time::sleep(jittered(LOOK, looks)) => tracing::info!(
+                () = tokio::time::sleep(pause) => tracing::info!(
                     name = %self.kept.name, fingerprint = fingerprint(&self.key), "still waiting for an operator's answer"
                 ),
             }

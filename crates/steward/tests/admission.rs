@@ -348,6 +348,10 @@ async fn an_answer_that_no_operator_of_now_has_signed_is_not_believed() {
     let record = serde_json::to_vec(&record).unwrap();
     let seal = Seal::over(&record, bob.pair()).unwrap();
     admin.kv_put("NODES", "ship7", Bytes::from(record), Some(&seal)).await.unwrap();
+    // The unit hears of answers only: it looks again when one is written.
+    let bytes = serde_json::to_vec(&answer(&with_bob)).unwrap();
+    let seal = Seal::over(&bytes, bob.pair()).unwrap();
+    admin.kv_put("ADMISSIONS", &Decision::Accepted.at(&key), Bytes::from(bytes), Some(&seal)).await.unwrap();
     eventually("his record is no better", || log(&world, "ship7").contains("who is no operator of this fleet now"));
     admin.kv_delete("NODES", "ship7").await.unwrap();
     // An answer of the operator's, altered at one place.
