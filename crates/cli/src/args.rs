@@ -152,6 +152,7 @@ pub(crate) enum Verb {
     Node(verbs::node::Args),
     Policy(verbs::policy::Args),
     Operator(verbs::operator::Args),
+    Root(verbs::root::Args),
     Event(verbs::event::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),

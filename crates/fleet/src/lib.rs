@@ -22,6 +22,7 @@ mod glob;
 mod identity;
 mod revoke;
 mod root;
+mod succession;
 mod steady;
 
 pub use connection::{Fleet, TRUST_KEY};
@@ -35,4 +36,5 @@ pub use nodes::{FleetView, Node, Selection};
 pub use operators::{OperatorBundle, OperatorRevoked};
 pub use order::{ApprovePlan, CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};
 pub use revoke::cut_off;
-pub use root::RootKey;
+pub use root::{NewRoot, RootKey};
+pub use succession::make_heir;

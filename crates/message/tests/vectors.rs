@@ -19,9 +19,9 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, MessageId, NodeName, NodeRecord,
+    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, Lineage, MessageId, NodeName, NodeRecord,
     Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Reply, ReplySubject,
-    Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token, Trust, Vitality,
+    Seal, SealedDocument, SealedTrust, Selector, SignatureError, State, Step, Subject, Succession, Timestamp, Token, Trust, Vitality,
     WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
@@ -113,6 +113,7 @@ fn vectors() -> Value {
         "subjects": subjects(),
         "ids": ids(),
         "trust": trust_documents(),
+        "succession": successions(),
         "policy": policies(),
         "orders": orders(),
         "replies": replies(),
@@ -213,6 +214,53 @@ fn trust_documents() -> Value {
         "root": root().public_key(),
         "sealed": SealedDocument::new(text.clone(), &root()).unwrap(),
         "forged": SealedDocument::new(text, &stranger()).unwrap(),
+    })
+}
+
+/// The second root of the cast.
+fn second_root() -> KeyPair {
+    KeyPair::new_from_raw(KeyPairType::Operator, [11; 32]).unwrap()
+}
+
+/// The link from the root of `roots` to `to`, as its heir.
+fn heir_of(roots: &Lineage, from: &KeyPair, to: &KeyPair) -> Succession {
+    let text = serde_json::to_string(&roots.next(PublicKey::of(to), noon_and(0))).unwrap();
+    Succession { sealed: SealedDocument::new(text, from).unwrap(), accepted: None }
+}
+
+fn successions() -> Value {
+    let fleet = Lineage::new(PublicKey::of(&root()));
+    let with = |link: Succession| {
+        let mut roots = fleet.clone();
+        roots.push(link).unwrap();
+        roots
+    };
+    let thief = KeyPair::new_from_raw(KeyPairType::Operator, [12; 32]).unwrap();
+    let named = with(heir_of(&fleet, &root(), &second_root()));
+    let second = with(heir_of(&fleet, &root(), &second_root()).accept(&second_root()).unwrap());
+    let stolen = with(heir_of(&fleet, &root(), &thief).accept(&thief).unwrap());
+    let list = |serial: u64, by: &KeyPair, roots: &Lineage| SealedTrust {
+        sealed: SealedDocument::new(serde_json::to_string(&Trust { serial, ..trust() }).unwrap(), by).unwrap(),
+        roots: roots.links(),
+    };
+    let case = |what: &str, known: &Lineage, offered: SealedTrust, root: Option<&KeyPair>| {
+        json!({"what": what, "known": known.links(), "offered": offered, "root_then": root.map(KeyPair::public_key)})
+    };
+    json!({
+        "what": "what is known of a chain of roots, a list that is offered, and who is the root if it is believed (null: it is not)",
+        "fleet": root().public_key(),
+        "cases": [
+            case("no chain at all", &fleet, list(1, &root(), &fleet), Some(&root())),
+            case("the root names its heir", &fleet, list(2, &root(), &named), Some(&root())),
+            case("the heir has accepted", &fleet, list(3, &second_root(), &second), Some(&second_root())),
+            case("the same, where the heir is known", &named, list(3, &second_root(), &second), Some(&second_root())),
+            case("the old root after that", &second, list(9, &root(), &fleet), None),
+            case("the old root behind the new chain", &second, list(9, &root(), &second), None),
+            case("the new root with a chain that stops before", &second, list(4, &second_root(), &named), Some(&second_root())),
+            case("another one than the heir", &named, list(9, &thief, &stolen), None),
+            case("another one than the new root", &second, list(9, &thief, &stolen), None),
+            case("the heir before it has accepted", &named, list(3, &second_root(), &named), None),
+        ],
     })
 }
 
@@ -829,13 +877,28 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
 }
 
 #[test]
+fn a_root_is_followed_as_published() {
+    let vectors = read();
+    let part = &vectors["succession"];
+    let cases = part["cases"].as_array().unwrap();
+    assert!(cases.len() > 8);
+    for case in cases {
+        let known: Vec<Succession> = serde_json::from_value(case["known"].clone()).unwrap();
+        let known = Lineage::parse(PublicKey::parse(part["fleet"].as_str().unwrap()).unwrap(), &known).unwrap();
+        let offered: SealedTrust = serde_json::from_value(case["offered"].clone()).unwrap();
+        let root = known.open(&offered).ok().map(|(_, roots)| roots.root().to_string());
+        assert_eq!(root.as_deref(), case["root_then"].as_str(), "{}", case["what"]);
+    }
+}
+
+#[test]
 fn policies_are_believed_and_decide_as_published() {
     let vectors = read();
     let part = &vectors["policy"];
     let sealed = |which: &str| serde_json::from_value::<SealedDocument>(part[which].clone()).unwrap();
     let mut trust = trust();
     trust.policy_keys = serde_json::from_value(part["policy_keys"].clone()).unwrap();
-    let root = PublicKey::parse(part["root"].as_str().unwrap()).unwrap();
+    let root = Lineage::new(PublicKey::parse(part["root"].as_str().unwrap()).unwrap());
     let policy = Policy::open(&sealed("sealed"), &root, &trust).unwrap();
     assert_eq!(Policy::open(&sealed("by_delegate"), &root, &trust), Ok(policy));
     assert!(Policy::open(&sealed("forged"), &root, &trust).is_err());

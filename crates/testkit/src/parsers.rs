@@ -8,8 +8,8 @@
 use bus::claims::{self, Creds};
 use message::policy::{Asked, Request, decide};
 use message::{
-    EventBatch, JobId, JobRecord, Labels, LifeSign, NodeName, NodeRecord, Order, OrderChunk, OrderId, OutputSubject,
-    Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument, Selector, Subject, Timestamp, Token, Trust,
+    EventBatch, JobId, JobRecord, Labels, LifeSign, Lineage, NodeName, NodeRecord, Order, OrderChunk, OrderId, OutputSubject,
+    Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument, SealedTrust, Selector, Subject, Timestamp, Token, Trust,
     Vitality, units,
 };
 
@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -35,6 +35,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "name", run: name },
     Target { name: "creds", run: creds },
     Target { name: "trust", run: trust },
+    Target { name: "succession", run: succession },
     Target { name: "policy", run: policy },
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
@@ -153,6 +154,22 @@ pub fn trust(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(seal) = Seal::from_headers(text.lines().next(), text.lines().nth(1)) {
         let _ = seal.verify(bytes);
+    }
+}
+
+/// A list of operators with the chain of roots, as nodes and operators read it.
+pub fn succession(bytes: &[u8]) {
+    let Ok(offered) = serde_json::from_slice::<SealedTrust>(bytes) else { return };
+    let written = serde_json::to_vec(&offered).unwrap_or_default();
+    assert_eq!(serde_json::from_slice::<SealedTrust>(&written).ok(), Some(offered.clone()), "it reads back otherwise");
+    // Whoever names the fleet in the first link is taken at his word: it is the chain behind it that is looked at.
+    let fleet = offered.roots.first().map_or(&offered.sealed, |link| &link.sealed).seal.key.clone();
+    if let Ok(roots) = Lineage::parse(fleet.clone(), &offered.roots) {
+        assert_eq!(Lineage::parse(fleet.clone(), &roots.links()), Ok(roots.clone()), "a chain reads back as another one");
+        assert_eq!(roots.join(&Lineage::new(fleet)), Ok(roots.clone()), "a chain goes back");
+    }
+    if let Ok((_, roots)) = Lineage::new(offered.sealed.seal.key.clone()).open(&offered) {
+        assert_eq!(*roots.root(), offered.sealed.seal.key, "somebody else's list was opened");
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod operator;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod ps;
+pub(crate) mod root;
 pub(crate) mod run;
 pub(crate) mod station;
 pub(crate) mod up;
@@ -49,6 +50,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
         Verb::Policy(args) => quick(policy::run(args, s)),
+        Verb::Root(args) => quick(bounded(s.global.timeout, root::run(args, s))),
         Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
         // One thread, like `run` itself, whose times are wanted.
