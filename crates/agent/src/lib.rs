@@ -24,6 +24,7 @@ mod past;
 mod policy;
 mod presence;
 mod process;
+mod renewal;
 mod report;
 mod run;
 #[cfg(test)]

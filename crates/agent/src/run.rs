@@ -26,6 +26,7 @@ use crate::past::{HeardFloor, Past};
 use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
+use crate::renewal::Tokens;
 use crate::source::{self, FileSource};
 use crate::trust::Trusted;
 use crate::twin;
@@ -78,6 +79,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let trusted = Arc::new(trusted);
+    let tokens = Tokens::open(&options.state_dir, me.clone(), credentials.clone(), Arc::clone(&trusted));
     let counters = Arc::new(Counters::default());
     let gate = Gate::open(
         (options.root.clone(), me.clone()),
@@ -115,6 +117,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         state_dir: options.state_dir.clone(),
         interval,
         events: config.event,
+        tokens: Some(tokens),
     };
     Box::pin(live(ground, connect(&options, credentials), cancel)).await
 }
@@ -135,6 +138,8 @@ pub(crate) struct Ground {
     /// Between two life signs.
     pub(crate) interval: Duration,
     pub(crate) events: Vec<EventSource>,
+    /// What renews its token; `None` where nobody asks for one.
+    pub(crate) tokens: Option<Tokens>,
 }
 
 /// Runs an agent that has all it needs but the link.
@@ -157,6 +162,7 @@ pub(crate) async fn live(
         state_dir,
         interval,
         events,
+        tokens,
     } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
@@ -281,6 +287,10 @@ pub(crate) async fn live(
     {
         let (gate, bus, stop) = (Arc::clone(&gate), bus.clone(), stop.clone());
         tasks.spawn(async move { ("policy", gate.watch(&bus, stop).await.map_err(AgentError::Bus)) });
+    }
+    if let Some(tokens) = tokens {
+        let (bus, stop) = (bus.clone(), stop.clone());
+        tasks.spawn(async move { ("tokens", tokens.watch(&bus, stop).await.map_err(AgentError::Bus)) });
     }
     {
         let (processes, stop) = (Arc::clone(&processes), stop.clone());

@@ -35,6 +35,8 @@ pub const JOBS: &str = "JOBS";
 pub const POLICY: &str = "POLICY";
 /// Bucket of facts about the store itself: the key `epoch`, leases.
 pub const META: &str = "META";
+/// New tokens for users whose role has a new key, and their receipts.
+pub const USERS: &str = "USERS";
 /// Stream in memory that tells by its age when the broker last lost its memory.
 pub const BOOT: &str = "BOOT";
 
@@ -315,7 +317,7 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         ..message_stream(REPLIES, &["reply", "output"])
     };
     let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies)];
-    all.extend([NODES, PRESENCE, JOBS, POLICY, META].map(|name| (name, bucket(name, options.replicas))));
+    all.extend([NODES, PRESENCE, JOBS, POLICY, META, USERS].map(|name| (name, bucket(name, options.replicas))));
     all
 }
 

@@ -153,6 +153,7 @@ pub(crate) enum Verb {
     Policy(verbs::policy::Args),
     Operator(verbs::operator::Args),
     Root(verbs::root::Args),
+    Keys(verbs::keys::Args),
     Event(verbs::event::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),

@@ -78,7 +78,11 @@ impl Fleet {
             (Ok(ours), _) => ours,
             (Err(reason), _) => return Err(reason),
         };
-        Ok(Self::assemble(bus, context, credentials, trust))
+        let fleet = Self::assemble(bus, context, credentials, trust);
+        if let Err(error) = fleet.renew_token().await {
+            tracing::debug!(%error, "a new token could not be taken");
+        }
+        Ok(fleet)
     }
 
     /// The same with a connection that goes on trying for ever when the broker is not there yet: for services.

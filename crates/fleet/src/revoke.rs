@@ -37,7 +37,7 @@ pub async fn cut_off(home: &Home, context: &Context, role: Role, key: &PublicKey
 }
 
 /// A connection that may change accounts.
-async fn system_bus(keys: &FleetKeys, context: &Context) -> Result<Bus, FleetError> {
+pub(crate) async fn system_bus(keys: &FleetKeys, context: &Context) -> Result<Bus, FleetError> {
     let creds = keys.system_user()?;
     let options = ConnectOptions {
         server: context.server.clone(),

@@ -682,6 +682,7 @@ impl World {
                 state_dir,
                 interval,
                 events: Vec::new(),
+                tokens: None,
             };
             live(ground, async { Ok(bus) }, stop).await
         });
