@@ -234,7 +234,13 @@ impl Gate {
     pub(crate) async fn refresh(&self, bus: &Bus) -> Result<(), BusError> {
         let (policy, record) =
             tokio::try_join!(bus.kv_get(kv::POLICY, POLICY_KEY), bus.kv_get(kv::NODES, self.me.name.as_str()))?;
-        let complaint = self.offer(policy.as_ref()).await.err();
+        self.read(policy.as_ref(), record.as_ref()).await;
+        Ok(())
+    }
+
+    /// Looks at what was read from the bus.
+    pub(crate) async fn read(&self, policy: Option<&Message>, record: Option<&Message>) {
+        let complaint = self.offer(policy).await.err();
         if let Some(complaint) = &complaint {
             tracing::warn!("{complaint}");
         }
@@ -244,9 +250,8 @@ impl Gate {
             news
         });
         if let Some(record) = record {
-            self.take_record(&record).await;
+            self.take_record(record).await;
         }
-        Ok(())
     }
 
     /// Takes a policy over if it is newer; an error says why what is offered is not what it should be.

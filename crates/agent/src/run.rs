@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use bus::{Bus, ConnectOptions, Credentials, EDGE_API, clock};
+use bus::{Bus, Credentials, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
 use message::{Addressee, InstanceId, PublicKey, State};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -31,8 +31,6 @@ use crate::source::{self, FileSource};
 use crate::trust::Trusted;
 use crate::twin;
 
-/// Between two pings of an idle link.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// How long commands may take to end when the agent is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// How long what is on its way may take when the agent is stopped.
@@ -348,16 +346,7 @@ fn load_config(options: &Options) -> Result<Config, AgentError> {
 }
 
 async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
-    let connect = ConnectOptions {
-        server: options.server.clone(),
-        ca: options.ca.clone(),
-        credentials,
-        name: format!("steward agent {}", options.name),
-        inbox_prefix: Some(format!("_INBOX.{}", options.name)),
-        patient: true,
-        ping_interval: PING_INTERVAL,
-        api_prefix: EDGE_API,
-    };
+    let connect = bus::node::options(&options.name, options.server.clone(), options.ca.clone(), credentials);
     Ok(Bus::connect(connect).await?)
 }
 

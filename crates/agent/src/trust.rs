@@ -57,10 +57,16 @@ impl Trusted {
 
     /// Takes over a newer list from the bus, if there is one.
     pub(crate) async fn refresh(&self, bus: &Bus, journal: &Journal) -> Result<(), BusError> {
-        if let Some(value) = bus.kv_get(kv::POLICY, TRUST_KEY).await? {
-            self.take(&value, journal).await;
-        }
+        let found = bus.kv_get(kv::POLICY, TRUST_KEY).await?;
+        self.read(found.as_ref(), journal).await;
         Ok(())
+    }
+
+    /// Takes over what was read from the bus, if it is newer.
+    pub(crate) async fn read(&self, found: Option<&Message>, journal: &Journal) {
+        if let Some(value) = found {
+            self.take(value, journal).await;
+        }
     }
 
     /// Takes over a newer list from what was just stored below `POLICY`, wherever it comes from: only its signature and its

@@ -4,6 +4,7 @@
 //! run on the same machine, and reports both. What flows out are figures with their units in their names. It must
 //! never report a figure without the limit that it is to be judged by.
 
+mod connect;
 mod limits;
 mod node;
 mod policy;
@@ -11,6 +12,7 @@ mod rest;
 mod roundtrip;
 mod system;
 
+pub use connect::{ConnectFigures, connect};
 pub use node::{NodeFigures, node};
 pub use policy::{PolicyFigures, policy};
 pub use rest::{RestFigures, rest};

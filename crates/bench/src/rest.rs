@@ -97,9 +97,9 @@ fn cpu_ticks(pid: u32) -> Result<u64, BenchError> {
     Ok(numbers.split(' ').skip(11).take(2).filter_map(|number| number.parse::<u64>().ok()).sum())
 }
 
-fn rss_bytes(pid: u32) -> Result<u64, BenchError> {
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64, BenchError> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|number| number.parse::<u64>().ok());
-    kib.map(|kib| kib * 1024).ok_or_else(|| BenchError::System("the agent's memory cannot be read".into()))
+    kib.map(|kib| kib * 1024).ok_or_else(|| BenchError::System("a process's memory cannot be read".into()))
 }

@@ -47,6 +47,11 @@ pub(crate) struct System {
 impl System {
     /// Starts one with the executable that is running now.
     pub(crate) async fn start() -> Result<Self, BenchError> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with more to say to `steward up`.
+    pub(crate) async fn start_with(flags: &[&str]) -> Result<Self, BenchError> {
         let failed = |what: String| BenchError::System(what);
         let home = tempfile::Builder::new().prefix("steward-bench-").tempdir()?;
         let exe = std::env::current_exe()?;
@@ -64,6 +69,7 @@ impl System {
                 "--name",
                 NODE,
             ])
+            .args(flags)
             .env_remove("NATS_URL")
             .env_remove("NATS_CREDS")
             .stdin(Stdio::null())
@@ -104,6 +110,12 @@ impl System {
             let line = std::fs::read(path.join("cmdline")).ok()?;
             line.split(|byte| *byte == 0).any(|argument| argument == b"agent").then_some(pid)
         })
+    }
+
+    /// Resident memory of its broker.
+    pub(crate) fn broker_rss_bytes(&self) -> Result<u64, BenchError> {
+        let pid = std::fs::read_to_string(self.dir().join("broker/nats.pid"))?;
+        crate::rest::rss_bytes(pid.trim().parse().map_err(|_| BenchError::System("its broker is not found".into()))?)
     }
 
     /// Stops it, as Ctrl-C would.

@@ -14,6 +14,7 @@ pub mod error;
 pub mod keys;
 pub mod kv;
 pub mod live;
+pub mod node;
 pub mod read;
 mod resolver;
 mod setup;

@@ -20,11 +20,11 @@ mod error;
 mod files;
 mod glob;
 mod identity;
-mod revoke;
 mod renewals;
+mod revoke;
 mod root;
-mod succession;
 mod steady;
+mod succession;
 
 pub use connection::{Fleet, TRUST_KEY};
 pub use context::{Context, Home};
@@ -36,7 +36,7 @@ pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, U
 pub use nodes::{FleetView, Node, Selection};
 pub use operators::{OperatorBundle, OperatorRevoked};
 pub use order::{ApprovePlan, CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};
-pub use revoke::cut_off;
 pub use renewals::{Holder, KeyStanding};
+pub use revoke::cut_off;
 pub use root::{NewRoot, RootKey};
 pub use succession::make_heir;

@@ -42,7 +42,9 @@ impl Fleet {
         match before.was_root(&key.public()) {
             // The second half of an earlier attempt.
             true if *before.root() == key.public() => {}
-            true => return Err(FleetError::usage(format!("{} was the root before, and cannot come back", key.public()))),
+            true => {
+                return Err(FleetError::usage(format!("{} was the root before, and cannot come back", key.public())));
+            }
             false => {
                 self.change_list(key, |_, roots| {
                     let named = match (roots.heir(), root) {
@@ -73,7 +75,8 @@ impl Fleet {
 
 /// What the root signs about the one that comes after it.
 fn link(roots: &Lineage, root: &RootKey, to: &PublicKey) -> Result<Succession, FleetError> {
-    let text = serde_json::to_string(&roots.next(to.clone(), clock::now())).map_err(|error| FleetError::signing(&error))?;
+    let text =
+        serde_json::to_string(&roots.next(to.clone(), clock::now())).map_err(|error| FleetError::signing(&error))?;
     let sealed = SealedDocument::new(text, root.pair()).map_err(|error| FleetError::signing(&error))?;
     Ok(Succession { sealed, accepted: None })
 }

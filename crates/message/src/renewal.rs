@@ -79,7 +79,8 @@ impl Renewal {
     /// # Errors
     /// [`RenewalError`].
     pub fn parse(payload: &[u8], key: &PublicKey) -> Result<Self, RenewalError> {
-        let read: Self = serde_json::from_slice(payload).map_err(|error| RenewalError::Unreadable(error.to_string()))?;
+        let read: Self =
+            serde_json::from_slice(payload).map_err(|error| RenewalError::Unreadable(error.to_string()))?;
         if read.v != WIRE_VERSION {
             return Err(RenewalError::Unreadable(format!("it is of version {}", read.v)));
         }
@@ -99,7 +100,8 @@ impl Taken {
     /// # Errors
     /// [`RenewalError`].
     pub fn parse(payload: &[u8], key: &PublicKey) -> Result<Self, RenewalError> {
-        let read: Self = serde_json::from_slice(payload).map_err(|error| RenewalError::Unreadable(error.to_string()))?;
+        let read: Self =
+            serde_json::from_slice(payload).map_err(|error| RenewalError::Unreadable(error.to_string()))?;
         if read.key == *key { Ok(read) } else { Err(RenewalError::Another(read.key)) }
     }
 }

@@ -19,10 +19,10 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, Lineage, MessageId, NodeName, NodeRecord,
-    Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Reply, ReplySubject,
-    Seal, SealedDocument, SealedTrust, Selector, SignatureError, State, Step, Subject, Succession, Timestamp, Token, Trust, Vitality,
-    WIRE_VERSION,
+    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, Lineage, MessageId, NodeName,
+    NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Renewal,
+    Reply, ReplySubject, Seal, SealedDocument, SealedTrust, Selector, SignatureError, State, Step, Subject, Succession,
+    Taken, Timestamp, Token, Trust, Vitality, WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -120,12 +120,24 @@ fn vectors() -> Value {
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
+        "renewal": sealed_message(&format!("$KV.USERS.{}", node().public_key()), None, &json_bytes(&renewal()), &operator()),
+        "taken": sealed_message(&format!("$KV.USERS.taken.{}", node().public_key()), None, &json_bytes(&taken()), &node()),
         "event_batch": event_batch(),
         "histories": histories(),
         "merges": merges(),
         "vitality": vitality(),
         "chain": chains(),
     })
+}
+
+/// The token in it is none: making one is NATS' affair.
+fn renewal() -> Renewal {
+    Renewal::new("ship1".into(), PublicKey::of(&node()), "header.claims.signature".into(), noon_and(0))
+}
+
+fn taken() -> Taken {
+    let issuer = KeyPair::new_from_raw(KeyPairType::Account, [13; 32]).unwrap();
+    Taken::new(PublicKey::of(&node()), PublicKey::of(&issuer))
 }
 
 fn json_bytes(value: &impl serde::Serialize) -> Vec<u8> {
@@ -243,9 +255,7 @@ fn successions() -> Value {
         sealed: SealedDocument::new(serde_json::to_string(&Trust { serial, ..trust() }).unwrap(), by).unwrap(),
         roots: roots.links(),
     };
-    let case = |what: &str, known: &Lineage, offered: SealedTrust, root: Option<&KeyPair>| {
-        json!({"what": what, "known": known.links(), "offered": offered, "root_then": root.map(KeyPair::public_key)})
-    };
+    let case = |what: &str, known: &Lineage, offered: SealedTrust, root: Option<&KeyPair>| json!({"what": what, "known": known.links(), "offered": offered, "root_then": root.map(KeyPair::public_key)});
     json!({
         "what": "what is known of a chain of roots, a list that is offered, and who is the root if it is believed (null: it is not)",
         "fleet": root().public_key(),
@@ -871,6 +881,10 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     assert_eq!(sign, life_sign(Condition::Up));
     let record: NodeRecord = serde_json::from_str(&signed_by("node_record", "operator")).unwrap();
     assert_eq!(record.key, public(&vectors, "node"));
+    let (me, payload) = (public(&vectors, "node"), signed_by("renewal", "operator"));
+    assert_eq!(Renewal::parse(payload.as_bytes(), &me), Ok(renewal()));
+    assert!(Renewal::parse(payload.as_bytes(), &public(&vectors, "operator")).is_err(), "it is for the node alone");
+    assert_eq!(Taken::parse(signed_by("taken", "node").as_bytes(), &me), Ok(taken()));
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();
     assert_eq!(batch.subject().to_string(), vectors["event_batch"]["subject"].as_str().unwrap());
     assert_eq!(batch.records.len(), vectors["event_batch"]["record_ids"].as_array().unwrap().len());

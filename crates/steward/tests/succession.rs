@@ -9,7 +9,8 @@ use std::path::Path;
 use bus::{Bus, Headers};
 use bytes::Bytes;
 use message::{
-    Lineage, Operator, Order, OrderChunk, PublicKey, Seal, SealedDocument, SealedTrust, Succession, Timestamp, Trust,
+    Lineage, Operator, Order, OrderChunk, Policy, PublicKey, Seal, SealedDocument, SealedTrust, Succession, Timestamp,
+    Trust,
 };
 use nkeys::KeyPair;
 use serde_json::Value;
@@ -116,6 +117,18 @@ async fn a_stolen_root_is_worth_nothing_once_it_has_handed_over() {
         assert!(!String::from_utf8_lossy(&listed.stdout).contains("eve"), "{listed:?}");
         assert!(!world.json(0, &["operator", "ls"]).to_string().contains("eve"));
     }
+    // Nor is a policy of his, far ahead of all others, in which nobody may anything.
+    let ours = admin.kv_get("POLICY", "policy").await.unwrap().unwrap().payload;
+    let text = serde_json::from_slice::<SealedDocument>(&ours).unwrap().document;
+    let mut policy: Policy = serde_json::from_str(&text.replace("[\"admin\"]", "[\"nobody\"]")).unwrap();
+    policy.version += 1000;
+    assert_ne!(policy.to_text().unwrap(), text);
+    let his = SealedDocument::new(policy.to_text().unwrap(), &old).unwrap();
+    admin.kv_put("POLICY", "policy", Bytes::from(serde_json::to_vec(&his).unwrap()), None).await.unwrap();
+    world.wait_for_state("ship1", "degraded");
+    world.json(0, &["run", "ship1", "--", "true"]);
+    admin.kv_put("POLICY", "policy", ours, None).await.unwrap();
+    world.wait_for_state("ship1", "online");
     // Also after it was killed, when all that it has is what it kept.
     world.end_agent("ship1", 9);
     world.start_agent("ship1", &[]);

@@ -47,6 +47,12 @@ fn no_parser_breaks_down_whatever_it_is_given() {
     }
 }
 
+/// Whose a new token or a receipt says that it is.
+fn whose(bytes: &[u8]) -> message::PublicKey {
+    let read: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+    message::PublicKey::parse(read["key"].as_str().unwrap()).unwrap()
+}
+
 #[test]
 fn every_parser_has_a_target_of_libfuzzer_and_the_other_way_round() {
     let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
@@ -88,6 +94,8 @@ fn the_seeds_are_what_the_parsers_are_made_for() {
             !offered.roots.is_empty() && message::Lineage::new(fleet).open(&offered).is_ok()
         })
     });
+    read("renewal", |bytes| message::Renewal::parse(bytes, &whose(bytes)).is_ok());
+    read("renewal", |bytes| message::Taken::parse(bytes, &whose(bytes)).is_ok());
     read("policy", |bytes| message::Policy::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("policy", |bytes| message::Selector::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("job_record", |bytes| serde_json::from_slice::<message::JobRecord>(bytes).is_ok());

@@ -91,9 +91,11 @@ impl FleetKeys {
         let signs = self.role_key(role);
         let next = files::secret(&self.dir, &next_file(role)).ok().map(|pair| pair.public_key());
         let keys = self.account(role).token.nats.signing_keys.iter();
-        keys.filter(|key| key.role == role.as_str() && Some(&key.key) != signs.as_ref() && Some(&key.key) != next.as_ref())
-            .map(|key| key.key.clone())
-            .collect()
+        keys.filter(|key| {
+            key.role == role.as_str() && Some(&key.key) != signs.as_ref() && Some(&key.key) != next.as_ref()
+        })
+        .map(|key| key.key.clone())
+        .collect()
     }
 
     /// A token for a user who keeps his private key to himself.
@@ -190,7 +192,10 @@ mod tests {
         keys.finish_rotation(Role::Node).unwrap();
         let mut keys = FleetKeys::open(home.path()).unwrap();
         let second = keys.role_key(Role::Node).unwrap();
-        assert_eq!((keys.old_keys(Role::Node), issuers(&keys)), (vec![first.clone()], vec![first.clone(), second.clone()]));
+        assert_eq!(
+            (keys.old_keys(Role::Node), issuers(&keys)),
+            (vec![first.clone()], vec![first.clone(), second.clone()])
+        );
         assert_eq!(jwt, keys.edge.jwt, "nothing is signed anew where nothing changed");
         let user = keys.renewed_jwt(Role::Node, "ship1", &KeyPair::new_user().public_key()).unwrap();
         assert_eq!(claims::read::<claims::User>(&user).unwrap().iss, second);

@@ -42,7 +42,9 @@ enum Verb {
     /// Take the old keys out: nobody is let in any more whom they signed
     ///
     /// Asks if that would cut somebody off who has not taken his new token yet.
-    #[command(after_help = "Examples:\n  steward keys rotate && steward keys retire --yes\n  steward keys retire node --yes")]
+    #[command(
+        after_help = "Examples:\n  steward keys rotate && steward keys retire --yes\n  steward keys retire node --yes"
+    )]
     Retire {
         /// Of which roles [default: all]
         #[arg(value_name = "ROLE", value_parser = role)]

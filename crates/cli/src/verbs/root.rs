@@ -95,7 +95,12 @@ async fn show(session: &mut Session) -> anyhow::Result<()> {
     session.out.line(format!("heir   {heir}"))?;
     session.out.line(format!("fleet  {}", roots.fleet()))?;
     for link in roots.accepted() {
-        session.out.line(format!("       {} handed over to {} (signed {})", link.from, link.to, time::local(link.issued)))?;
+        session.out.line(format!(
+            "       {} handed over to {} (signed {})",
+            link.from,
+            link.to,
+            time::local(link.issued)
+        ))?;
     }
     Ok(())
 }

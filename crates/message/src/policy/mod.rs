@@ -387,6 +387,9 @@ mod tests {
         large.rules.allow[0].users = vec!["u".repeat(DOCUMENT_BYTES_MAX)];
         assert!(matches!(large.to_text(), Err(PolicyError::TooLarge { .. })));
         let sealed = SealedDocument::new("x".repeat(DOCUMENT_BYTES_MAX + 1), &root()).unwrap();
-        assert!(matches!(Policy::open(&sealed, &Lineage::new(PublicKey::of(&root())), &trust()), Err(PolicyError::TooLarge { .. })));
+        assert!(matches!(
+            Policy::open(&sealed, &Lineage::new(PublicKey::of(&root())), &trust()),
+            Err(PolicyError::TooLarge { .. })
+        ));
     }
 }
