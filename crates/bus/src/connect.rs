@@ -403,7 +403,8 @@ mod tests {
             assert!(credentials.renew(&wrong).is_err(), "{wrong}");
         }
         let second = token(&next, &user, "ship1", "A1", 5);
-        assert_eq!(credentials.clone().renew(&second), Ok(true));
+        let shared = credentials.clone();
+        assert_eq!(shared.renew(&second), Ok(true));
         assert_eq!(credentials.renew(&second), Ok(false));
         assert_eq!(credentials.issuer().unwrap(), PublicKey::of(&next));
         let shown = |tries| credentials.auth(tries, b"x").unwrap().jwt.unwrap();

@@ -385,7 +385,7 @@ mod tests {
         let elsewhere = SealedDocument::new(serde_json::to_string(&elsewhere).unwrap(), &root(1)).unwrap();
         let unaccepted = |sealed| Succession { sealed, accepted: None };
         for wrong in [altered, by_another, taken, unaccepted(user), unaccepted(elsewhere)] {
-            assert!(Lineage::parse(public(1), &[wrong.clone()]).is_err(), "{wrong:?}");
+            assert!(Lineage::parse(public(1), std::slice::from_ref(&wrong)).is_err(), "{wrong:?}");
         }
         // Nobody comes back, nothing follows what was not accepted, and no link counts twice.
         let second = then(&fleet(), 1, 2);

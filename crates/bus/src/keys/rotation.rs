@@ -192,10 +192,7 @@ mod tests {
         keys.finish_rotation(Role::Node).unwrap();
         let mut keys = FleetKeys::open(home.path()).unwrap();
         let second = keys.role_key(Role::Node).unwrap();
-        assert_eq!(
-            (keys.old_keys(Role::Node), issuers(&keys)),
-            (vec![first.clone()], vec![first.clone(), second.clone()])
-        );
+        assert_eq!((keys.old_keys(Role::Node), issuers(&keys)), (vec![first.clone()], vec![first, second.clone()]));
         assert_eq!(jwt, keys.edge.jwt, "nothing is signed anew where nothing changed");
         let user = keys.renewed_jwt(Role::Node, "ship1", &KeyPair::new_user().public_key()).unwrap();
         assert_eq!(claims::read::<claims::User>(&user).unwrap().iss, second);

@@ -113,7 +113,7 @@ fn show(session: &mut Session, standings: &[KeyStanding]) -> anyhow::Result<()> 
         let signs = Cell::painted("signs", Paint::Green);
         table.row([Cell::from(role), Cell::from(standing.key.clone()), signs, Cell::from("")]);
         for old in &standing.old {
-            let names: Vec<String> = standing.without.iter().take(5).map(|one| tame(&one.name).to_string()).collect();
+            let names: Vec<String> = standing.without.iter().take(5).map(|one| tame(&one.name)).collect();
             let more = if standing.without.len() > names.len() { ", …" } else { "" };
             let without = match names.is_empty() {
                 true => format!("nobody of {}", standing.holders),
