@@ -457,12 +457,16 @@ impl Intake {
         if !greeted {
             self.check_epoch().await?;
         }
-        // Each time: a hint that the list is another may have been lost.
-        self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
-        if !greeted {
-            self.gate.refresh(&self.bus).await.map_err(|error| error.to_string())?;
-        }
         let node = self.identity.me.name.clone();
+        // Each time: a hint that the list is another may have been lost.
+        if greeted {
+            self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        } else {
+            let found = self.bus.standing(&node).await.map_err(|error| error.to_string())?;
+            // The list first: it says whose word counts for the rest.
+            self.trusted.read(found.trust.as_ref(), &self.journal).await;
+            self.gate.read(found.policy.as_ref(), found.record.as_ref()).await;
+        }
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         self.identity.time.read(scan.opened_at());
         if !greeted {

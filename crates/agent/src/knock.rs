@@ -16,8 +16,10 @@ use bus::keys::{knocker, knocker_inbox};
 use bus::{Bus, BusError, ConnectOptions, Credentials, EDGE_API, KNOCK_API, Knocked, LiveStored, clock, kv};
 use bytes::Bytes;
 use message::admission::{KnockKind, fingerprint};
+use message::succession::is_newer;
 use message::{
-    Admission, Decision, EnrolToken, Knock, NodeName, NodeRecord, PublicKey, Seal, SealedDocument, Trust, WIRE_VERSION,
+    Admission, Decision, EnrolToken, Knock, Lineage, NodeName, NodeRecord, PublicKey, Seal, SealedDocument,
+    SealedTrust, Trust, WIRE_VERSION,
 };
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
@@ -72,7 +74,7 @@ pub struct Enrolled {
     /// The public key of the fleet's root.
     pub root: PublicKey,
     /// The list of operators, sealed by the root.
-    pub trust: SealedDocument,
+    pub trust: SealedTrust,
     /// The policy, if there was one.
     pub policy: Option<SealedDocument>,
 }
@@ -453,8 +455,8 @@ impl Knocking {
                     .map_err(|error| error.to_string())
             });
             let believed = match opened {
-                Ok((answer, _)) if decision == Decision::Rejected => Ok(answer),
-                Ok((answer, trust)) => self.confirm(answer, trust).await,
+                Ok((answer, ..)) if decision == Decision::Rejected => Ok(answer),
+                Ok((answer, trust, roots)) => self.confirm(answer, trust, roots).await,
                 Err(reason) => Err(reason),
             };
             match believed {
@@ -472,7 +474,7 @@ impl Knocking {
     ///
     /// # Errors
     /// A sentence that says why the answer does not count, or not yet.
-    async fn confirm(&self, answer: Admission, trust: Trust) -> Result<Admission, String> {
+    async fn confirm(&self, answer: Admission, trust: Trust, roots: Lineage) -> Result<Admission, String> {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let jwt = answer.jwt.clone().unwrap_or_default();
         let creds = Creds::new(jwt, &self.pair).map_err(|error| said(&error))?;
@@ -487,11 +489,11 @@ impl Knocking {
         let (list, record) = read.map_err(|error| said(&error))?;
         let mut answer = answer;
         let mut newest = trust;
-        if let Some(sealed) = list.and_then(|list| serde_json::from_slice::<SealedDocument>(&list.payload).ok())
-            && let Ok(theirs) = Trust::open(&sealed, &self.kept.root)
-            && theirs.serial > newest.serial
+        if let Some(sealed) = list.and_then(|list| serde_json::from_slice::<SealedTrust>(&list.payload).ok())
+            && let Ok((theirs, lineage)) = roots.open(&sealed)
+            && is_newer((&theirs, &lineage), (&newest, &roots))
         {
-            (answer.trust, newest) = (sealed, theirs);
+            (answer.trust, newest) = (SealedTrust { roots: lineage.links(), ..sealed }, theirs);
         }
         let record = record.ok_or("no operator has made a record of this unit")?;
         let signer = record.signer().map_err(|error| said(&error))?;
@@ -552,7 +554,7 @@ mod tests {
             name: kept.name.clone(),
             key: PublicKey::of(&pair),
             jwt: Some(jwt),
-            trust: SealedDocument::new("{}".into(), &pair).unwrap(),
+            trust: SealedDocument::new("{}".into(), &pair).unwrap().into(),
             policy: None,
             by: "admin".into(),
             at: Timestamp::from_ms(0),

@@ -26,6 +26,7 @@ mod past;
 mod policy;
 mod presence;
 mod process;
+mod renewal;
 mod report;
 mod rest;
 mod run;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use message::{NodeName, PublicKey, SealedDocument};
+use message::{NodeName, PublicKey, SealedDocument, SealedTrust};
 
 /// How often a node says that it lives.
 pub const LIFE_SIGN_INTERVAL: Duration = Duration::from_secs(15);
@@ -28,10 +28,10 @@ pub struct Options {
     pub ca: Option<PathBuf>,
     /// The text of its `.creds` file.
     pub credentials: String,
-    /// The public key of the fleet's root.
+    /// The public key of the fleet's first root, which names the fleet.
     pub root: PublicKey,
-    /// The list of operators as it was at enrolment, sealed by the root.
-    pub trust: SealedDocument,
+    /// The list of operators as it was at enrolment, sealed by the root of then, with the chain that leads to it.
+    pub trust: SealedTrust,
     /// The policy as it was at enrolment, if there was one.
     pub policy: Option<SealedDocument>,
     /// Where the journal lies, and `methods.d`.

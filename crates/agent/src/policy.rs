@@ -18,7 +18,7 @@ use journal::Entry;
 use message::method::{APPROVE, CANCEL, STEWARD_DOMAIN};
 use message::policy::{Asked, Command, DOCUMENT_BYTES_MAX, Decision, Glob, POLICY_KEY, Request, decide};
 use message::{
-    Addressee, NodeRecord, Operator, Order, Policy, PublicKey, Seal, SealedDocument, Timestamp, WIRE_VERSION,
+    Addressee, Lineage, NodeRecord, Operator, Order, Policy, PublicKey, Seal, SealedDocument, Timestamp, WIRE_VERSION,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -111,7 +111,6 @@ struct InForce {
 
 /// The gate that every order has to pass.
 pub(crate) struct Gate {
-    root: PublicKey,
     me: Addressee,
     dir: PathBuf,
     trusted: Arc<Trusted>,
@@ -132,7 +131,7 @@ impl Gate {
     /// A sentence, when there is something on disk that cannot be believed: without it, all would be allowed that it
     /// denies.
     pub(crate) fn open(
-        (root, me): (PublicKey, Addressee),
+        (fleet, me): (PublicKey, Addressee),
         dir: &Path,
         enrolment: Option<&SealedDocument>,
         trusted: Arc<Trusted>,
@@ -143,13 +142,13 @@ impl Gate {
         let kept = read(&path)?
             .map(|text| {
                 let sealed: SealedDocument = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-                Policy::open_kept(&sealed, &root).map_err(|error| error.to_string())
+                Policy::open_kept(&sealed, &fleet).map_err(|error| error.to_string())
             })
             .transpose()
             .map_err(|reason| format!("the policy that is kept in {} cannot be used: {reason}", path.display()))?;
         // Who signed it was looked at when the node was enrolled, and may have been taken off the list since.
         let brought =
-            enrolment.map(|sealed| Policy::open_kept(sealed, &root)).transpose().map_err(|error| error.to_string())?;
+            enrolment.map(|sealed| Policy::open_kept(sealed, &fleet)).transpose().map_err(|error| error.to_string())?;
         let policy = match (kept, brought) {
             (Some(kept), Some(brought)) if brought.version > kept.version => Some(brought),
             (Some(kept), _) => Some(kept),
@@ -162,7 +161,6 @@ impl Gate {
         let own_user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).ok().flatten().map(|user| user.name);
         let version = policy.as_ref().map_or(0, |policy| policy.version);
         Ok(Self {
-            root,
             me,
             dir: dir.to_owned(),
             trusted,
@@ -239,7 +237,13 @@ impl Gate {
     pub(crate) async fn refresh(&self, bus: &Bus) -> Result<(), BusError> {
         let (policy, record) =
             tokio::try_join!(bus.kv_get(kv::POLICY, POLICY_KEY), bus.kv_get(kv::NODES, self.me.name.as_str()))?;
-        let complaint = self.offer(policy.as_ref()).await.err();
+        self.read(policy.as_ref(), record.as_ref()).await;
+        Ok(())
+    }
+
+    /// Looks at what was read from the bus.
+    pub(crate) async fn read(&self, policy: Option<&Message>, record: Option<&Message>) {
+        let complaint = self.offer(policy).await.err();
         if let Some(complaint) = &complaint {
             tracing::warn!("{complaint}");
         }
@@ -249,9 +253,8 @@ impl Gate {
             news
         });
         if let Some(record) = record {
-            self.take_record(&record).await;
+            self.take_record(record).await;
         }
-        Ok(())
     }
 
     /// Takes a policy over if it is newer; an error says why what is offered is not what it should be.
@@ -267,7 +270,7 @@ impl Gate {
             return Ok(());
         };
         let refused = |reason: String| format!("the policy at the broker is refused: {reason}");
-        let opened = open(&offered.payload, &self.root, &self.trusted.current());
+        let opened = open(&offered.payload, &self.trusted.roots(), &self.trusted.current());
         let (text, policy) = match opened {
             Ok(opened) => opened,
             Err(reason) => {
@@ -381,13 +384,13 @@ fn denied(reason: &str) -> Decision {
 }
 
 /// The text and the policy in what a broker offers.
-fn open(payload: &[u8], root: &PublicKey, trust: &message::Trust) -> Result<(String, Policy), String> {
+fn open(payload: &[u8], roots: &Lineage, trust: &message::Trust) -> Result<(String, Policy), String> {
     if payload.len() > SEALED_BYTES_MAX {
         return Err(format!("it has {} bytes", payload.len()));
     }
     let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
     let sealed: SealedDocument = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let policy = Policy::open(&sealed, root, trust).map_err(|error| error.to_string())?;
+    let policy = Policy::open(&sealed, roots, trust).map_err(|error| error.to_string())?;
     Ok((text.to_owned(), policy))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use bus::{Bus, ConnectOptions, Credentials, EDGE_API, clock};
+use bus::{Bus, Credentials, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
 use message::{Addressee, InstanceId, PublicKey, State, Trust};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -26,13 +26,12 @@ use crate::past::{HeardFloor, Past};
 use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
+use crate::renewal::Tokens;
 use crate::rest::{self, GiveBack, Rest};
 use crate::source::{self, FileSource};
 use crate::trust::Trusted;
 use crate::twin;
 
-/// Between two pings of an idle link.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// How long commands may take to end when the agent is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// How long what is on its way may take when the agent is stopped.
@@ -79,6 +78,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let enrolment = |reason: String| AgentError::Enrolment { name: options.name.clone(), reason };
     let trusted = Trusted::open(options.root.clone(), &options.trust, opened.trust.as_deref()).map_err(enrolment)?;
     let trusted = Arc::new(trusted);
+    let tokens = Tokens::open(&options.state_dir, me.clone(), credentials.clone(), Arc::clone(&trusted));
     let counters = Arc::new(Counters::default());
     let gate = Gate::open(
         (options.root.clone(), me.clone()),
@@ -119,6 +119,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         interval,
         events: config.event,
         give_back: rest::give_back,
+        tokens: Some(tokens),
     };
     Box::pin(live(ground, connect(&options, credentials), cancel)).await
 }
@@ -141,6 +142,8 @@ pub(crate) struct Ground {
     pub(crate) events: Vec<EventSource>,
     /// What an agent does with its memory when it has nothing to do.
     pub(crate) give_back: GiveBack,
+    /// What renews its token; `None` where nobody asks for one.
+    pub(crate) tokens: Option<Tokens>,
 }
 
 /// Runs an agent that has all it needs but the link.
@@ -164,6 +167,7 @@ pub(crate) async fn live(
         interval,
         events,
         give_back,
+        tokens,
     } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
@@ -291,6 +295,10 @@ pub(crate) async fn live(
         let (gate, bus, stop) = (Arc::clone(&gate), bus.clone(), stop.clone());
         tasks.spawn(async move { ("policy", gate.watch(&bus, stop).await.map_err(AgentError::Bus)) });
     }
+    if let Some(tokens) = tokens {
+        let (bus, stop) = (bus.clone(), stop.clone());
+        tasks.spawn(async move { ("tokens", tokens.watch(&bus, stop).await.map_err(AgentError::Bus)) });
+    }
     {
         let (processes, stop) = (Arc::clone(&processes), stop.clone());
         tasks.spawn(async move {
@@ -347,16 +355,7 @@ fn load_config(options: &Options) -> Result<Config, AgentError> {
 }
 
 async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
-    let connect = ConnectOptions {
-        server: options.server.clone(),
-        ca: options.ca.clone(),
-        credentials,
-        name: format!("steward agent {}", options.name),
-        inbox_prefix: Some(format!("_INBOX.{}", options.name)),
-        patient: true,
-        ping_interval: PING_INTERVAL,
-        api_prefix: EDGE_API,
-    };
+    let connect = bus::node::options(&options.name, options.server.clone(), options.ca.clone(), credentials);
     Ok(Bus::connect(connect).await?)
 }
 

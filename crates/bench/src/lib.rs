@@ -4,6 +4,7 @@
 //! run on the same machine, and reports both. What flows out are figures with their units in their names. It must
 //! never report a figure without the limit that it is to be judged by.
 
+mod connect;
 mod fleet;
 mod limits;
 mod node;
@@ -13,6 +14,7 @@ mod roundtrip;
 mod system;
 mod units;
 
+pub use connect::{ConnectFigures, connect};
 pub use fleet::{FleetFigures, fleet};
 pub use node::{NodeFigures, node};
 pub use policy::{PolicyFigures, policy};

@@ -129,6 +129,12 @@ impl System {
         })
     }
 
+    /// Resident memory of its broker.
+    pub(crate) fn broker_rss_bytes(&self) -> Result<u64, BenchError> {
+        let pid = std::fs::read_to_string(self.dir().join("broker/nats.pid"))?;
+        rss_bytes(pid.trim().parse().map_err(|_| BenchError::System("its broker is not found".into()))?)
+    }
+
     /// Stops it, as Ctrl-C would.
     pub(crate) async fn stop(mut self) {
         self.fleet.close().await;

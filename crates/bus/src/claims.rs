@@ -108,6 +108,9 @@ pub struct Account {
     /// Subjects that become others at publishing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub mappings: BTreeMap<String, Vec<WeightedMapping>>,
+    /// Free words; the broker ignores them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
     #[serde(flatten)]
     kind: Kind,
 }
@@ -123,6 +126,7 @@ impl Account {
             signing_keys: Vec::new(),
             revocations: BTreeMap::new(),
             mappings: BTreeMap::new(),
+            tags: Vec::new(),
             kind: Kind::new("account"),
         }
     }

@@ -1,13 +1,15 @@
 //! A connection to the broker: endless, jittered, capped reconnects, and a link state that can be watched.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use message::PublicKey;
 use nkeys::KeyPair;
 use tokio::sync::watch;
 
+use crate::claims;
 use crate::client::Client;
 use crate::clock;
 use crate::error::BusError;
@@ -22,10 +24,19 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(15);
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An identity on the bus: a NATS user JWT and the key that proves it.
+///
+/// Clones share the token: once it is renewed, all connections use the new one when they come about next.
 #[derive(Clone)]
 pub struct Credentials {
-    jwt: String,
+    tokens: Arc<RwLock<Tokens>>,
     pair: Arc<KeyPair>,
+}
+
+/// The token, and the one before it, for a broker that does not take the new one (yet, or any more).
+#[derive(Clone)]
+struct Tokens {
+    newest: String,
+    before: Option<String>,
 }
 
 impl Credentials {
@@ -37,7 +48,7 @@ impl Credentials {
         let wrong = |reason: &str| BusError::Credentials { path: origin.to_owned(), reason: reason.to_owned() };
         let creds = crate::claims::Creds::parse(text).map_err(|error| wrong(&error.to_string()))?;
         let pair = creds.key().map_err(|error| wrong(&error.to_string()))?;
-        Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(pair) })
+        Ok(Self::with(creds.jwt(), pair))
     }
 
     /// An identity from its two halves.
@@ -49,7 +60,64 @@ impl Credentials {
             path: "memory".into(),
             reason: error.to_string(),
         };
-        Ok(Self { jwt: creds.jwt().to_owned(), pair: Arc::new(creds.key().map_err(wrong)?) })
+        Ok(Self::with(creds.jwt(), creds.key().map_err(wrong)?))
+    }
+
+    fn with(jwt: &str, pair: KeyPair) -> Self {
+        let tokens = Tokens { newest: jwt.to_owned(), before: None };
+        Self { tokens: Arc::new(RwLock::new(tokens)), pair: Arc::new(pair) }
+    }
+
+    /// The token, as it will be shown to the broker next.
+    pub fn jwt(&self) -> String {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).newest.clone()
+    }
+
+    /// Takes a newer token of the same user over. Tells whether it is another one than before.
+    ///
+    /// # Errors
+    /// [`BusError::Credentials`] when it is for another key, name or account, or older.
+    pub fn renew(&self, jwt: &str) -> Result<bool, BusError> {
+        let wrong = |reason: String| BusError::Credentials { path: "a new token".into(), reason };
+        let read = |jwt: &str| claims::read::<claims::User>(jwt).map_err(|error| wrong(error.to_string()));
+        let (held, offered) = (read(&self.jwt())?, read(jwt)?);
+        if held.jti == offered.jti {
+            return Ok(false);
+        }
+        if offered.sub != self.pair.public_key() {
+            return Err(wrong(format!("it is for the key {}", offered.sub)));
+        }
+        if (&offered.name, &offered.nats.issuer_account, &offered.nats.tags)
+            != (&held.name, &held.nats.issuer_account, &held.nats.tags)
+        {
+            return Err(wrong("it is for another name, role or account".into()));
+        }
+        if offered.iat < held.iat {
+            return Err(wrong("it is older than the one in use".into()));
+        }
+        let mut tokens = self.tokens.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut tokens.newest, jwt.to_owned());
+        tokens.before = Some(before);
+        Ok(true)
+    }
+
+    /// The key that signed the token.
+    ///
+    /// # Errors
+    /// [`BusError::Credentials`] when the token is none.
+    pub fn issuer(&self) -> Result<PublicKey, BusError> {
+        let wrong = |reason: String| BusError::Credentials { path: "the token".into(), reason };
+        let token = claims::read::<claims::User>(&self.jwt()).map_err(|error| wrong(error.to_string()))?;
+        PublicKey::parse(token.iss).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// What the broker is shown at the `tries`th attempt in a row: the newest, and in turn the one before it.
+    fn auth(&self, tries: usize, nonce: &[u8]) -> Result<async_nats::Auth, async_nats::AuthError> {
+        let Tokens { newest, before } = self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut auth = async_nats::Auth::new();
+        auth.jwt = Some(before.filter(|_| tries % 2 == 1).unwrap_or(newest));
+        auth.signature = Some(self.pair.sign(nonce).map_err(async_nats::AuthError::new)?);
+        Ok(auth)
     }
 
     /// Reads a `.creds` file.
@@ -124,11 +192,14 @@ impl Bus {
     /// patient: then it goes on in the background.
     pub async fn connect(options: ConnectOptions) -> Result<Self, BusError> {
         let (link_sender, link) = watch::channel(Link::default());
-        let pair = Arc::clone(&options.credentials.pair);
+        let credentials = options.credentials.clone();
         let begun = AtomicBool::new(false);
-        let mut connect = async_nats::ConnectOptions::with_jwt(options.credentials.jwt.clone(), move |nonce| {
-            let signature = pair.sign(&nonce).map_err(async_nats::AuthError::new);
-            async move { signature }
+        // Attempts since the link was up.
+        let tries = Arc::new(AtomicUsize::new(0));
+        let up = Arc::clone(&tries);
+        let mut connect = async_nats::ConnectOptions::with_auth_callback(move |nonce| {
+            let auth = credentials.auth(tries.fetch_add(1, Ordering::Relaxed), &nonce);
+            async move { auth }
         })
         .name(&options.name)
         .connection_timeout(CONNECT_TIMEOUT)
@@ -141,6 +212,9 @@ impl Bus {
         })
         .event_callback(move |event| {
             let sender = link_sender.clone();
+            if matches!(event, async_nats::Event::Connected) {
+                up.store(0, Ordering::Relaxed);
+            }
             async move { note(&sender, &event) }
         });
         if let Some(prefix) = &options.inbox_prefix {
@@ -309,6 +383,34 @@ fn untrusted(reason: &str, ca: Option<&Path>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_is_renewed_for_its_own_user_alone_and_tried_in_turn() {
+        let (account, user) = (KeyPair::new_account(), KeyPair::new_user());
+        let token = |by: &KeyPair, key: &KeyPair, name: &str, account: &str, iat: i64| {
+            claims::sign_at(by, &key.public_key(), name, claims::User::scoped(account.into(), vec![]), iat).unwrap()
+        };
+        let first = token(&account, &user, "ship1", "A1", 5);
+        let creds = claims::Creds::new(first.clone(), &user).unwrap();
+        let credentials = Credentials::of(&creds).unwrap();
+        let next = KeyPair::new_account();
+        for wrong in [
+            token(&next, &KeyPair::new_user(), "ship1", "A1", 6),
+            token(&next, &user, "ship2", "A1", 6),
+            token(&next, &user, "ship1", "A2", 6),
+            token(&next, &user, "ship1", "A1", 4),
+            "nonsense".to_owned(),
+        ] {
+            assert!(credentials.renew(&wrong).is_err(), "{wrong}");
+        }
+        let second = token(&next, &user, "ship1", "A1", 5);
+        let shared = credentials.clone();
+        assert_eq!(shared.renew(&second), Ok(true));
+        assert_eq!(credentials.renew(&second), Ok(false));
+        assert_eq!(credentials.issuer().unwrap(), PublicKey::of(&next));
+        let shown = |tries| credentials.auth(tries, b"x").unwrap().jwt.unwrap();
+        assert_eq!([shown(0), shown(1), shown(2)], [second.clone(), first, second]);
+    }
 
     #[test]
     fn reconnect_delays_are_jittered_grow_and_are_capped() {

@@ -9,6 +9,7 @@
 //! | `fleet-root.nk` | the fleet's identity; signs `fleet.jwt` only: take it offline, nothing here misses it |
 //! | `fleet-signing.nk` | signs accounts, in daily use |
 //! | `<role>.nk` | signs the users of one role, who then have exactly that role's rights |
+//! | `<role>.next.nk` | the one that comes after it, while a rotation goes on |
 //! | `fleet.jwt`, `sys.jwt`, `core.jwt`, `edge.jwt` | what the broker is told; not secret |
 //!
 //! The accounts' own private keys are thrown away at birth: nothing needs them.
@@ -17,6 +18,7 @@ mod door;
 mod error;
 mod files;
 mod grants;
+mod rotation;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ use crate::claims::{self, Account, ClaimsError, Creds, Operator, Token, User};
 pub use door::{KNOCK_API, KNOCK_MESSAGE_MAX, knocker, knocker_inbox};
 pub use error::KeysError;
 pub use grants::{EDGE_API_PREFIX, Role, STATION_MAY_FAN_OUT};
+pub use rotation::RoleKey;
 
 /// Begins the tag that tells a client in which role its credentials are.
 const ROLE_TAG: &str = "role:";
@@ -142,6 +145,8 @@ impl FleetKeys {
         ];
         for (issued, mut wanted) in [&mut self.sys, &mut self.core, &mut self.edge].into_iter().zip(wanted) {
             wanted.revocations.clone_from(&issued.token.nats.revocations);
+            wanted.tags.clone_from(&issued.token.nats.tags);
+            wanted.signing_keys = rotation::merged(&issued.token.nats, wanted.signing_keys);
             if issued.token.nats != wanted {
                 reissue(&self.dir, &self.signing, issued, wanted)?;
             }
@@ -258,6 +263,8 @@ impl FleetKeys {
             let held = account.revocations.entry(key).or_insert(since);
             *held = since.max(*held);
         }
+        // Keys may have been added or retired elsewhere, too; one that was retired anywhere is nowhere a key any more.
+        rotation::learn(&mut account, known.nats.signing_keys, known.nats.tags);
         // Also when nothing is new: what is handed to the broker must be younger than what it has.
         let younger = known.iat > own.token.iat;
         if account != own.token.nats || younger {
@@ -322,6 +329,9 @@ impl FleetKeys {
         let account = self.account(role);
         // Every role has a key: `create` and `open` see to it.
         let signer = self.roles.iter().find(|(of, _)| *of == role).map_or(&self.signing, |(_, key)| key);
+        if rotation::is_retired(&account.token.nats, &signer.public_key()) {
+            return Err(KeysError::Retired { role: role.as_str(), dir: self.dir.clone() });
+        }
         let user = User::scoped(account.token.sub.clone(), vec![format!("{ROLE_TAG}{}", role.as_str())]);
         // Made anew for a key that was revoked, the token must be younger than the revocation.
         let revoked = account.token.nats.revocations.get(public_key).copied().unwrap_or(0);

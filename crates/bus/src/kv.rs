@@ -20,6 +20,8 @@ pub const JOBS: &str = "JOBS";
 pub const POLICY: &str = "POLICY";
 /// The stream epoch and the like; written at set-up.
 pub const META: &str = "META";
+/// New tokens for users whose role has a new key, written by operators; and the receipts of those that they are for.
+pub const USERS: &str = "USERS";
 /// Enrolment tokens, and the answers to those who knocked; written by operators.
 pub const ADMISSIONS: &str = "ADMISSIONS";
 

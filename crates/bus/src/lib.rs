@@ -15,6 +15,7 @@ pub mod keys;
 mod knock;
 pub mod kv;
 pub mod live;
+pub mod node;
 pub mod read;
 mod resolver;
 mod setup;

@@ -41,6 +41,8 @@ pub const META: &str = "META";
 pub const ADMISSIONS: &str = "ADMISSIONS";
 /// Stream of units that ask to be let in: one message for each token and key, as long as nobody has answered.
 pub const KNOCKS: &str = "KNOCKS";
+/// New tokens for users whose role has a new key, and their receipts.
+pub const USERS: &str = "USERS";
 /// Stream in memory that tells by its age when the broker last lost its memory.
 pub const BOOT: &str = "BOOT";
 
@@ -329,7 +331,9 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         ..message_stream(REPLIES, &["reply", "output"])
     };
     let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies), (KNOCKS, knocks(options.replicas))];
-    all.extend([NODES, PRESENCE, JOBS, POLICY, META, ADMISSIONS].map(|name| (name, bucket(name, options.replicas))));
+    all.extend(
+        [NODES, PRESENCE, JOBS, POLICY, META, ADMISSIONS, USERS].map(|name| (name, bucket(name, options.replicas))),
+    );
     all
 }
 

@@ -152,6 +152,8 @@ pub(crate) enum Verb {
     Node(verbs::node::Args),
     Policy(verbs::policy::Args),
     Operator(verbs::operator::Args),
+    Root(verbs::root::Args),
+    Keys(verbs::keys::Args),
     Event(verbs::event::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),

@@ -19,8 +19,8 @@ use futures::{StreamExt, TryStreamExt, stream};
 use message::admission::{AdmissionKind, fingerprint, is_fingerprint, short, subject};
 use message::registry::NodeKind;
 use message::{
-    Admission, Decision, Knock, NodeName, NodeRecord, NodeState, Pattern, PublicKey, SealedDocument, Timestamp,
-    TokenId, TokenRecord, WIRE_VERSION,
+    Admission, Decision, Knock, NodeName, NodeRecord, NodeState, Pattern, PublicKey, SealedDocument, SealedTrust,
+    Timestamp, TokenId, TokenRecord, WIRE_VERSION,
 };
 use serde_json::{Value, json};
 
@@ -404,7 +404,7 @@ struct Answers<'a> {
     /// For those who are let in.
     keys: Option<&'a FleetKeys>,
     by: String,
-    trust: SealedDocument,
+    trust: SealedTrust,
     policy: Option<SealedDocument>,
 }
 

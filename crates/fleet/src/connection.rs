@@ -1,6 +1,7 @@
 //! A connection to a fleet, with an identity and with the list of those who are believed.
 //!
-//! The list of operators ([`Trust`]) is sealed by the fleet's root, whose public key stands in the context. It is
+//! The list of operators ([`Trust`]) is sealed by the fleet's root: the key in the context, or the last one of the chain that
+//! leads from it ([`Lineage`]) and comes with the list. It is
 //! taken from the home and from the broker, whichever is newer; an older one never replaces a newer one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,8 @@ use bus::clock::{self, BrokerTime};
 use bus::kv::POLICY;
 use bus::{Bus, BusError, ConnectOptions, Credentials};
 use bytes::Bytes;
-use message::{PublicKey, Seal, SealedDocument, Timestamp, Trust, units};
+use message::succession::is_newer;
+use message::{Lineage, PublicKey, Seal, SealedTrust, Timestamp, Trust, units};
 
 use crate::context::Context;
 use crate::error::FleetError;
@@ -40,7 +42,7 @@ pub struct Fleet {
 struct Shared {
     context: Context,
     credentials: Credentials,
-    trust: RwLock<Arc<Trust>>,
+    trust: RwLock<(Arc<Trust>, Arc<Lineage>)>,
     time: BrokerTime,
     /// Whether it was told that this machine's clock is wrong.
     clock_told: AtomicBool,
@@ -58,11 +60,14 @@ impl Fleet {
             let reason = format!("no answer within {} s", CONNECT_MAX.as_secs());
             BusError::Unreachable { server: context.server.clone(), reason }
         })??;
-        let (ours, theirs) = (trust_at_home(context), trust_at_broker(&bus, context).await);
+        let ours = trust_at_home(context);
+        let known = ours.as_ref().map_or_else(|_| Lineage::new(context.root.clone()), |(_, roots)| roots.clone());
+        let theirs = trust_at_broker(&bus, &known).await;
         let trust = match (ours, theirs) {
-            (Ok(ours), Ok(Some((_, theirs)))) if theirs.serial <= ours.serial => ours,
+            (Ok(ours), Ok(Some((_, theirs)))) if !is_newer((&theirs.0, &theirs.1), (&ours.0, &ours.1)) => ours,
             (ours, Ok(Some((sealed, theirs)))) => {
                 // Kept where there is a home: a broker that later tells an older one is not believed.
+                let sealed = SealedTrust { roots: theirs.1.links(), ..sealed };
                 if ours.is_ok()
                     && let Err(error) = save_list(&context.home(), &sealed)
                 {
@@ -73,7 +78,11 @@ impl Fleet {
             (Ok(ours), _) => ours,
             (Err(reason), _) => return Err(reason),
         };
-        Ok(Self::assemble(bus, context, credentials, trust))
+        let fleet = Self::assemble(bus, context, credentials, trust);
+        if let Err(error) = fleet.renew_token().await {
+            tracing::debug!(%error, "a new token could not be taken");
+        }
+        Ok(fleet)
     }
 
     /// The same with a connection that goes on trying for ever when the broker is not there yet: for services.
@@ -86,8 +95,8 @@ impl Fleet {
         Ok(Self::assemble(Bus::connect(options).await?, context, credentials, trust))
     }
 
-    fn assemble(bus: Bus, context: &Context, credentials: Credentials, trust: Trust) -> Self {
-        let trust = RwLock::new(Arc::new(trust));
+    fn assemble(bus: Bus, context: &Context, credentials: Credentials, trust: (Trust, Lineage)) -> Self {
+        let trust = RwLock::new((Arc::new(trust.0), Arc::new(trust.1)));
         let (time, clock_told) = (BrokerTime::default(), AtomicBool::new(false));
         Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust, time, clock_told }) }
     }
@@ -115,7 +124,17 @@ impl Fleet {
     /// Who is believed.
     pub fn trust(&self) -> Arc<Trust> {
         // Nothing panics while it holds the lock; if something did, the list in it would still be whole.
-        Arc::clone(&self.shared.trust.read().unwrap_or_else(PoisonError::into_inner))
+        self.shared.trust.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Who was the fleet's root, who is, and who will be.
+    pub fn roots(&self) -> Arc<Lineage> {
+        self.shared.trust.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// The key of the fleet's root now.
+    pub fn root(&self) -> PublicKey {
+        self.roots().root().clone()
     }
 
     /// Now, for the times of what is ordered and looked for: by this machine's clock, unless it is far from the
@@ -146,7 +165,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the broker cannot be asked.
     pub async fn refresh_trust(&self) -> Result<(), FleetError> {
-        if let Some((_, theirs)) = trust_at_broker(&self.bus, self.context()).await? {
+        if let Some((_, theirs)) = trust_at_broker(&self.bus, &self.roots()).await? {
             self.adopt(theirs);
         }
         Ok(())
@@ -161,12 +180,13 @@ impl Fleet {
         let (sealed, ours) = sealed_trust(self.context())?;
         let text = serde_json::to_string(&sealed).map_err(|error| FleetError::signing(&error))?;
         self.adopt(ours.clone());
+        let known = self.roots();
         for _ in 0..CONFLICTS_MAX {
             // What the root did not sign is no reason to keep from writing what it did sign.
             let revision = match self.bus.kv_get(POLICY, TRUST_KEY).await? {
                 None => 0,
-                Some(message) => match open_trust(&message.payload, &self.context().root) {
-                    Ok(theirs) if theirs.serial >= ours.serial => return Ok(false),
+                Some(message) => match open_trust(&message.payload, &known) {
+                    Ok(theirs) if !is_newer((&ours.0, &ours.1), (&theirs.0, &theirs.1)) => return Ok(false),
                     _ => message.sequence,
                 },
             };
@@ -184,22 +204,22 @@ impl Fleet {
         self.bus.close().await;
     }
 
-    pub(crate) fn adopt(&self, trust: Trust) {
+    pub(crate) fn adopt(&self, (trust, roots): (Trust, Lineage)) {
         let mut held = self.shared.trust.write().unwrap_or_else(PoisonError::into_inner);
-        if trust.serial > held.serial {
-            *held = Arc::new(trust);
+        if is_newer((&trust, &roots), (&held.0, &held.1)) {
+            *held = (Arc::new(trust), Arc::new(roots));
         }
     }
 
     /// The sealed list of operators, for others to verify: from the home, else from the broker.
-    pub(crate) async fn sealed_trust(&self) -> Result<SealedDocument, FleetError> {
+    pub(crate) async fn sealed_trust(&self) -> Result<SealedTrust, FleetError> {
         let missing = match sealed_trust(self.context()) {
             Ok((sealed, _)) => return Ok(sealed),
             Err(error) => error,
         };
         let stored = self.bus.kv_get(POLICY, TRUST_KEY).await?;
-        let sealed = stored.and_then(|message| serde_json::from_slice::<SealedDocument>(&message.payload).ok());
-        sealed.filter(|sealed| Trust::open(sealed, &self.context().root).is_ok()).ok_or(missing)
+        let sealed = stored.and_then(|message| serde_json::from_slice::<SealedTrust>(&message.payload).ok());
+        sealed.filter(|sealed| self.roots().open(sealed).is_ok()).ok_or(missing)
     }
 
     pub(crate) fn credentials(&self) -> &Credentials {
@@ -243,8 +263,11 @@ async fn options(context: &Context, patient: bool) -> Result<(Credentials, Conne
     Ok((credentials, options))
 }
 
+/// A list with the roots up to the one that sealed it.
+pub(crate) type Believed = (Trust, Lineage);
+
 /// The sealed list in the home, with what it says.
-pub(crate) fn sealed_trust(context: &Context) -> Result<(SealedDocument, Trust), FleetError> {
+pub(crate) fn sealed_trust(context: &Context) -> Result<(SealedTrust, Believed), FleetError> {
     let path = context.home().trust_file();
     let text = files::read(&path)?.ok_or_else(|| FleetError::Trust {
         reason: format!(
@@ -254,26 +277,26 @@ pub(crate) fn sealed_trust(context: &Context) -> Result<(SealedDocument, Trust),
         ),
     })?;
     let wrong = |reason: String| FleetError::File { path: path.clone(), reason };
-    let sealed: SealedDocument = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let trust = Trust::open(&sealed, &context.root).map_err(|error| wrong(error.to_string()))?;
-    Ok((sealed, trust))
+    let sealed: SealedTrust = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+    let believed = Lineage::new(context.root.clone()).open(&sealed).map_err(|error| wrong(error.to_string()))?;
+    Ok((sealed, believed))
 }
 
-fn trust_at_home(context: &Context) -> Result<Trust, FleetError> {
-    sealed_trust(context).map(|(_, trust)| trust)
+fn trust_at_home(context: &Context) -> Result<Believed, FleetError> {
+    sealed_trust(context).map(|(_, believed)| believed)
 }
 
-async fn trust_at_broker(bus: &Bus, context: &Context) -> Result<Option<(SealedDocument, Trust)>, FleetError> {
+async fn trust_at_broker(bus: &Bus, known: &Lineage) -> Result<Option<(SealedTrust, Believed)>, FleetError> {
     let Some(message) = bus.kv_get(POLICY, TRUST_KEY).await? else { return Ok(None) };
     let wrong = |reason: String| FleetError::Trust { reason };
-    let sealed: SealedDocument = serde_json::from_slice(&message.payload).map_err(|error| wrong(error.to_string()))?;
-    let trust = Trust::open(&sealed, &context.root).map_err(|error| wrong(error.to_string()))?;
-    Ok(Some((sealed, trust)))
+    let sealed: SealedTrust = serde_json::from_slice(&message.payload).map_err(|error| wrong(error.to_string()))?;
+    let believed = known.open(&sealed).map_err(|error| wrong(error.to_string()))?;
+    Ok(Some((sealed, believed)))
 }
 
-pub(crate) fn open_trust(payload: &[u8], root: &PublicKey) -> Result<Trust, String> {
-    let sealed: SealedDocument = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
-    Trust::open(&sealed, root).map_err(|error| error.to_string())
+pub(crate) fn open_trust(payload: &[u8], known: &Lineage) -> Result<Believed, String> {
+    let sealed: SealedTrust = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+    known.open(&sealed).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

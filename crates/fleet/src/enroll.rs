@@ -7,7 +7,7 @@ use bus::clock;
 use bus::keys::FleetKeys;
 use message::policy::Rules;
 use message::trust::TrustKind;
-use message::{NodeName, Operator, Policy, PublicKey, SealedDocument, Trust, WIRE_VERSION};
+use message::{Lineage, NodeName, Operator, Policy, PublicKey, SealedDocument, SealedTrust, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
@@ -40,10 +40,10 @@ pub struct Bundle {
     pub ca: Option<String>,
     /// The text of its `.creds` file.
     pub creds: String,
-    /// The fleet's root key.
+    /// The fleet's first root key, which names the fleet.
     pub root: PublicKey,
-    /// Who may order, sealed by the root.
-    pub trust: SealedDocument,
+    /// Who may order, sealed by the root, with the chain that leads to it where that is another one by now.
+    pub trust: SealedTrust,
     /// What may be done, sealed by the root or its delegate: the policy of that moment, if there was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub policy: Option<SealedDocument>,
@@ -76,7 +76,7 @@ impl Bundle {
         if bundle.v != WIRE_VERSION {
             return Err(wrong(format!("it is of version {}, this steward speaks version {WIRE_VERSION}", bundle.v)));
         }
-        Trust::open(&bundle.trust, &bundle.root).map_err(|error| wrong(error.to_string()))?;
+        Lineage::new(bundle.root.clone()).open(&bundle.trust).map_err(|error| wrong(error.to_string()))?;
         bundle.key().map_err(|error| wrong(error.to_string()))?;
         Ok(bundle)
     }
@@ -250,9 +250,9 @@ fn creds_at(path: &Path, make: impl Fn(&KeyPair) -> Result<Creds, FleetError>) -
 fn trust_at(home: &Home, root: &PublicKey, first: &Operator) -> Result<(), FleetError> {
     let path = home.trust_file();
     let held = files::read(&path)?
-        .and_then(|text| serde_json::from_str::<SealedDocument>(&text).ok())
-        .and_then(|sealed| Trust::open(&sealed, root).ok());
-    let serial = match held {
+        .and_then(|text| serde_json::from_str::<SealedTrust>(&text).ok())
+        .and_then(|sealed| Lineage::new(root.clone()).open(&sealed).ok());
+    let serial = match held.map(|(trust, _)| trust) {
         Some(trust) if trust.operator(&first.key).is_some() => return Ok(()),
         Some(trust) => trust.serial + 1,
         None => 1,
@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(Context::load(&home, None).unwrap(), context);
         let error = init(&home, SERVER).unwrap_err();
         assert!(matches!(error, FleetError::FleetExists { .. }), "{error}");
-        let (_, trust) = crate::connection::sealed_trust(&context).unwrap();
+        let (_, (trust, _)) = crate::connection::sealed_trust(&context).unwrap();
         let admin = Creds::parse(&std::fs::read_to_string(&context.creds).unwrap()).unwrap();
         assert_eq!(trust.operator(&PublicKey::of(&admin.key().unwrap())).unwrap().name, "admin");
         assert_eq!(std::fs::metadata(&context.creds).unwrap().permissions().mode() & 0o777, 0o600);
@@ -320,7 +320,7 @@ mod tests {
         std::fs::remove_file(&context.creds).unwrap();
         std::fs::remove_dir_all(home.contexts_dir()).unwrap();
         let context = init(&home, SERVER).unwrap();
-        assert_eq!(crate::connection::sealed_trust(&context).unwrap().1.serial, 2);
+        assert_eq!(crate::connection::sealed_trust(&context).unwrap().1.0.serial, 2);
     }
 
     #[test]

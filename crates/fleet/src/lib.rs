@@ -21,9 +21,11 @@ mod error;
 mod files;
 mod glob;
 mod identity;
+mod renewals;
 mod revoke;
 mod root;
 mod steady;
+mod succession;
 
 pub use admission::{Answered, Door, Knockers, NewToken, Pending};
 pub use connection::{Fleet, TRUST_KEY};
@@ -36,5 +38,7 @@ pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, U
 pub use nodes::{FleetView, Node, Selection};
 pub use operators::{OperatorBundle, OperatorRevoked};
 pub use order::{ApprovePlan, CancelPlan, Finished, OrderRequest, PlacedJob, RETRIED, RetryPlan, Terms};
+pub use renewals::{Holder, KeyStanding};
 pub use revoke::cut_off;
-pub use root::RootKey;
+pub use root::{NewRoot, RootKey};
+pub use succession::make_heir;

@@ -12,7 +12,7 @@ use bus::keys::{FleetKeys, Role};
 use bus::kv::{NODES, POLICY};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use message::{NodeName, Operator, PublicKey, Revoked, SealedDocument, Token, Trust, WIRE_VERSION};
+use message::{Lineage, NodeName, Operator, PublicKey, Revoked, SealedTrust, Token, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
@@ -48,10 +48,10 @@ pub struct OperatorBundle {
     pub creds: String,
     /// The node in whose name he orders.
     pub node: NodeName,
-    /// The fleet's root key.
+    /// The fleet's first root key, which names the fleet.
     pub root: PublicKey,
-    /// Who may order, sealed by the root.
-    pub trust: SealedDocument,
+    /// Who may order, sealed by the root, with the chain that leads to it where that is another one by now.
+    pub trust: SealedTrust,
 }
 
 /// The `kind` of an operator's bundle.
@@ -82,7 +82,7 @@ impl OperatorBundle {
         if bundle.v != WIRE_VERSION {
             return Err(wrong(format!("it is of version {}, this steward speaks version {WIRE_VERSION}", bundle.v)));
         }
-        Trust::open(&bundle.trust, &bundle.root).map_err(|error| wrong(error.to_string()))?;
+        Lineage::new(bundle.root.clone()).open(&bundle.trust).map_err(|error| wrong(error.to_string()))?;
         bus::claims::Creds::parse(&bundle.creds).map_err(|error| wrong(error.to_string()))?;
         Ok(bundle)
     }
@@ -117,9 +117,9 @@ impl OperatorBundle {
                 home.dir().display()
             )));
         }
-        let held = files::read(&home.trust_file())?.and_then(|text| serde_json::from_str::<SealedDocument>(&text).ok());
+        let held = files::read(&home.trust_file())?.and_then(|text| serde_json::from_str::<SealedTrust>(&text).ok());
         match held {
-            Some(held) if held.seal.key != self.root => {
+            Some(held) if Lineage::new(self.root.clone()).open(&held).is_err() => {
                 return Err(FleetError::usage(format!(
                     "{} belongs to another fleet: choose another --home for this one",
                     home.dir().display()
@@ -164,7 +164,7 @@ pub struct OperatorRevoked {
     pub records: usize,
 }
 
-pub(crate) fn save_list(home: &Home, sealed: &SealedDocument) -> Result<(), FleetError> {
+pub(crate) fn save_list(home: &Home, sealed: &SealedTrust) -> Result<(), FleetError> {
     let text = serde_json::to_string_pretty(sealed).map_err(|error| FleetError::signing(&error))?;
     files::write(&home.trust_file(), &format!("{text}\n"), Access::Plain)
 }
@@ -261,7 +261,7 @@ impl Fleet {
                 Ok(())
             })
             .await?;
-        let serial = Trust::open(&sealed, &self.context().root).map_or(0, |trust| trust.serial);
+        let serial = self.roots().open(&sealed).map_or(0, |(trust, _)| trust.serial);
         Ok(OperatorRevoked { keys, serial, records })
     }
 
@@ -306,7 +306,7 @@ impl Fleet {
         &self,
         name: &NodeName,
         creds: String,
-        trust: SealedDocument,
+        trust: SealedTrust,
     ) -> Result<OperatorBundle, FleetError> {
         Ok(OperatorBundle {
             v: WIRE_VERSION,
@@ -343,17 +343,31 @@ impl Fleet {
         &self,
         root: &RootKey,
         change: impl Fn(&mut Trust) -> Result<(), FleetError>,
-    ) -> Result<SealedDocument, FleetError> {
+    ) -> Result<SealedTrust, FleetError> {
+        self.change_list(root, |trust, _| change(trust)).await
+    }
+
+    /// The same for the chain of roots, too: who is the root when `change` has been at it has to be `root`.
+    pub(crate) async fn change_list(
+        &self,
+        root: &RootKey,
+        change: impl Fn(&mut Trust, &mut Lineage) -> Result<(), FleetError>,
+    ) -> Result<SealedTrust, FleetError> {
         for _ in 0..CONFLICTS_MAX {
             let stored = self.bus().kv_get(POLICY, TRUST_KEY).await?;
-            if let Some(theirs) = stored.as_ref().and_then(|m| open_trust(&m.payload, &self.context().root).ok()) {
+            if let Some(theirs) = stored.as_ref().and_then(|m| open_trust(&m.payload, &self.roots()).ok()) {
                 self.adopt(theirs);
             }
-            let mut trust = Trust::clone(&self.trust());
-            change(&mut trust)?;
-            trust.serial += 1;
+            let (mut trust, mut roots) = (Trust::clone(&self.trust()), Lineage::clone(&self.roots()));
+            change(&mut trust, &mut roots)?;
+            trust.serial = trust
+                .serial
+                .checked_add(1)
+                .ok_or_else(|| FleetError::usage("no list of operators comes after the one in force"))?;
             trust.issued = clock::now();
-            let sealed = root.seal(&trust)?;
+            let sealed = SealedTrust { sealed: root.seal(&trust)?, roots: roots.links() };
+            // What nobody would believe must not get to the broker.
+            self.roots().open(&sealed).map_err(|error| FleetError::Trust { reason: error.to_string() })?;
             let text = serde_json::to_string(&sealed).map_err(|error| FleetError::signing(&error))?;
             if text.len() > LIST_BYTES_MAX {
                 return Err(FleetError::usage(format!(
@@ -365,7 +379,7 @@ impl Fleet {
             let revision = stored.map_or(0, |message| message.sequence);
             match self.bus().kv_put_if(POLICY, TRUST_KEY, Bytes::from(text), None, revision).await {
                 Ok(_) => {
-                    self.adopt(trust);
+                    self.adopt((trust, roots));
                     save_list(&self.context().home(), &sealed)?;
                     return Ok(sealed);
                 }

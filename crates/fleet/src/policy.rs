@@ -214,6 +214,39 @@ impl Fleet {
         Err(BusError::Conflict { what: "the policy".into() }.into())
     }
 
+    /// The policy that the broker has, if it is believed now; else the one of this home.
+    pub(crate) async fn policy_held(&self) -> Result<Option<SignedPolicy>, FleetError> {
+        match self.policy_at_broker().await? {
+            Some((_, Ok(signed))) => Ok(Some(signed)),
+            _ => self.policy_at_home(),
+        }
+    }
+
+    /// Has the new root sign the policy that was in force under the one before it, word for word, unless the broker's is
+    /// believed as it is.
+    ///
+    /// # Errors
+    /// [`FleetError`] when it cannot be read or stored.
+    pub(crate) async fn sign_policy_of_earlier_root(
+        &self,
+        root: &RootKey,
+        held: Option<SignedPolicy>,
+    ) -> Result<(), FleetError> {
+        let Some(held) = held else { return Ok(()) };
+        let signed = seal(&held.policy, root.pair())?;
+        for _ in 0..CONFLICTS_MAX {
+            let revision = match self.policy_at_broker().await? {
+                Some((_, Ok(_))) => return Ok(()),
+                Some((revision, Err(_))) => revision,
+                None => 0,
+            };
+            if self.put_policy(&signed, revision).await? {
+                return save(&self.context().home(), &signed);
+            }
+        }
+        Err(BusError::Conflict { what: "the policy".into() }.into())
+    }
+
     /// Signs `rules` as the version after `base`, which is what was looked at, and after `above`, which nodes may have seen, and
     /// puts them in force. The root signs, if its key is in the home or in the file `root`; else this identity, if the list of
     /// operators names it for that.
@@ -244,7 +277,7 @@ impl Fleet {
             .ok_or_else(|| FleetError::usage("no version comes after the one in force"))?;
         let policy = Policy::new(next, self.context().root.clone(), clock::now(), rules.clone());
         let own = self.trust().policy_keys.contains(&self.key());
-        let signed = match RootKey::find(&self.context().home(), root, &self.context().root) {
+        let signed = match RootKey::find(&self.context().home(), root, &self.root()) {
             Ok(root) => seal(&policy, root.pair())?,
             Err(_) if own && root.is_none() => seal(&policy, self.credentials().pair())?,
             Err(error) => return Err(error),
@@ -296,7 +329,7 @@ impl Fleet {
         let opened = serde_json::from_slice::<SealedDocument>(&message.payload)
             .map_err(|error| wrong(error.to_string()))
             .and_then(|sealed| {
-                let policy = Policy::open(&sealed, &self.context().root, &self.trust());
+                let policy = Policy::open(&sealed, &self.roots(), &self.trust());
                 Ok(SignedPolicy { policy: policy.map_err(|error| wrong(error.to_string()))?, sealed })
             });
         Ok(Some((message.sequence, opened)))

@@ -15,6 +15,7 @@ use crate::WIRE_VERSION;
 use crate::id::TokenId;
 use crate::name::NodeName;
 use crate::sign::{PublicKey, SealedDocument};
+use crate::succession::{Lineage, SealedTrust};
 use crate::time::Timestamp;
 use crate::trust::Trust;
 
@@ -306,8 +307,8 @@ pub struct Admission {
     /// The NATS user token of the node, which says nothing secret: for one who was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<String>,
-    /// Who may order, sealed by the root.
-    pub trust: SealedDocument,
+    /// Who may order, sealed by the root, with the chain of roots up to that one.
+    pub trust: SealedTrust,
     /// What may be done, sealed by the root or its delegate: for one who was accepted, if there is a policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<SealedDocument>,
@@ -319,7 +320,8 @@ pub struct Admission {
 
 impl Admission {
     /// Reads the answer to the knock of `name` with `key`, of which `signer` is who signed it: he has to be an operator by
-    /// the list in it, which the token's root has sealed, and which is at least as new as the token. Returns the list as well.
+    /// the list in it, sealed by the root that the token's leads to, and at least as new as the token. Returns the list and the
+    /// roots as well.
     ///
     /// # Errors
     /// [`AdmissionError`] says what is not as it should be.
@@ -329,9 +331,9 @@ impl Admission {
         decision: Decision,
         token: &EnrolToken,
         (name, key): (&NodeName, &PublicKey),
-    ) -> Result<(Self, Trust), AdmissionError> {
+    ) -> Result<(Self, Trust, Lineage), AdmissionError> {
         let admission: Self = strictly(bytes)?;
-        let trust = Trust::open(&admission.trust, &token.root).map_err(wrong)?;
+        let (trust, roots) = Lineage::new(token.root.clone()).open(&admission.trust).map_err(wrong)?;
         if trust.serial < token.serial {
             return Err(wrong(format!(
                 "its list of operators has serial {}, which is older than the token (serial {})",
@@ -353,7 +355,7 @@ impl Admission {
         if decision == Decision::Accepted && admission.jwt.is_none() {
             return Err(wrong("it holds no NATS user token"));
         }
-        Ok((admission, trust))
+        Ok((admission, trust, roots))
     }
 }
 
@@ -406,7 +408,7 @@ mod tests {
         }
     }
 
-    fn trust(serial: u64, operators: Vec<Operator>) -> SealedDocument {
+    fn trust(serial: u64, operators: Vec<Operator>) -> SealedTrust {
         let trust = Trust {
             v: WIRE_VERSION,
             kind: TrustKind::Trust,
@@ -416,7 +418,7 @@ mod tests {
             policy_keys: vec![],
             revoked: vec![],
         };
-        SealedDocument::new(serde_json::to_string(&trust).unwrap(), &pair(KeyPairType::Operator, 1)).unwrap()
+        SealedDocument::new(serde_json::to_string(&trust).unwrap(), &pair(KeyPairType::Operator, 1)).unwrap().into()
     }
 
     fn admission() -> Admission {
@@ -536,7 +538,7 @@ mod tests {
         assert!(opened(&Admission { jwt: None, ..admission() }, &admin).is_err());
         let older = trust(2, vec![Operator::admin("admin", PublicKey::of(&admin))]);
         assert!(opened(&Admission { trust: older, ..admission() }, &admin).unwrap_err().contains("older"));
-        let forged = SealedDocument::new(admission().trust.document, &stranger).unwrap();
+        let forged = SealedDocument::new(admission().trust.sealed.document, &stranger).unwrap().into();
         assert!(opened(&Admission { trust: forged, ..admission() }, &admin).unwrap_err().contains("root"));
     }
 

@@ -96,6 +96,9 @@ pub enum TrustError {
         /// What the parser said.
         reason: String,
     },
+    /// Signed by one who is not the fleet's root now.
+    #[error(transparent)]
+    Succession(#[from] crate::succession::SuccessionError),
 }
 
 impl Trust {

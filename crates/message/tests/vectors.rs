@@ -20,10 +20,10 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, MessageId,
-    NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey,
-    Reply, ReplySubject, Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token,
-    TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
+    Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, Lineage,
+    MessageId, NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy,
+    PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument, SealedTrust, Selector, SignatureError, State, Step,
+    Subject, Succession, Taken, Timestamp, Token, TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -114,6 +114,7 @@ fn vectors() -> Value {
         "subjects": subjects(),
         "ids": ids(),
         "trust": trust_documents(),
+        "succession": successions(),
         "policy": policies(),
         "orders": orders(),
         "replies": replies(),
@@ -121,12 +122,24 @@ fn vectors() -> Value {
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
         "admission": admission(),
+        "renewal": sealed_message(&format!("$KV.USERS.{}", node().public_key()), None, &json_bytes(&renewal()), &operator()),
+        "taken": sealed_message(&format!("$KV.USERS.taken.{}", node().public_key()), None, &json_bytes(&taken()), &node()),
         "event_batch": event_batch(),
         "histories": histories(),
         "merges": merges(),
         "vitality": vitality(),
         "chain": chains(),
     })
+}
+
+/// The token in it is none: making one is NATS' affair.
+fn renewal() -> Renewal {
+    Renewal::new("ship1".into(), PublicKey::of(&node()), "header.claims.signature".into(), noon_and(0))
+}
+
+fn taken() -> Taken {
+    let issuer = KeyPair::new_from_raw(KeyPairType::Account, [13; 32]).unwrap();
+    Taken::new(PublicKey::of(&node()), PublicKey::of(&issuer))
 }
 
 fn json_bytes(value: &impl serde::Serialize) -> Vec<u8> {
@@ -215,6 +228,51 @@ fn trust_documents() -> Value {
         "root": root().public_key(),
         "sealed": SealedDocument::new(text.clone(), &root()).unwrap(),
         "forged": SealedDocument::new(text, &stranger()).unwrap(),
+    })
+}
+
+/// The second root of the cast.
+fn second_root() -> KeyPair {
+    KeyPair::new_from_raw(KeyPairType::Operator, [11; 32]).unwrap()
+}
+
+/// The link from the root of `roots` to `to`, as its heir.
+fn heir_of(roots: &Lineage, from: &KeyPair, to: &KeyPair) -> Succession {
+    let text = serde_json::to_string(&roots.next(PublicKey::of(to), noon_and(0))).unwrap();
+    Succession { sealed: SealedDocument::new(text, from).unwrap(), accepted: None }
+}
+
+fn successions() -> Value {
+    let fleet = Lineage::new(PublicKey::of(&root()));
+    let with = |link: Succession| {
+        let mut roots = fleet.clone();
+        roots.push(link).unwrap();
+        roots
+    };
+    let thief = KeyPair::new_from_raw(KeyPairType::Operator, [12; 32]).unwrap();
+    let named = with(heir_of(&fleet, &root(), &second_root()));
+    let second = with(heir_of(&fleet, &root(), &second_root()).accept(&second_root()).unwrap());
+    let stolen = with(heir_of(&fleet, &root(), &thief).accept(&thief).unwrap());
+    let list = |serial: u64, by: &KeyPair, roots: &Lineage| SealedTrust {
+        sealed: SealedDocument::new(serde_json::to_string(&Trust { serial, ..trust() }).unwrap(), by).unwrap(),
+        roots: roots.links(),
+    };
+    let case = |what: &str, known: &Lineage, offered: SealedTrust, root: Option<&KeyPair>| json!({"what": what, "known": known.links(), "offered": offered, "root_then": root.map(KeyPair::public_key)});
+    json!({
+        "what": "what is known of a chain of roots, a list that is offered, and who is the root if it is believed (null: it is not)",
+        "fleet": root().public_key(),
+        "cases": [
+            case("no chain at all", &fleet, list(1, &root(), &fleet), Some(&root())),
+            case("the root names its heir", &fleet, list(2, &root(), &named), Some(&root())),
+            case("the heir has accepted", &fleet, list(3, &second_root(), &second), Some(&second_root())),
+            case("the same, where the heir is known", &named, list(3, &second_root(), &second), Some(&second_root())),
+            case("the old root after that", &second, list(9, &root(), &fleet), None),
+            case("the old root behind the new chain", &second, list(9, &root(), &second), None),
+            case("the new root with a chain that stops before", &second, list(4, &second_root(), &named), Some(&second_root())),
+            case("another one than the heir", &named, list(9, &thief, &stolen), None),
+            case("another one than the new root", &second, list(9, &thief, &stolen), None),
+            case("the heir before it has accepted", &named, list(3, &second_root(), &named), None),
+        ],
     })
 }
 
@@ -546,7 +604,7 @@ fn admission() -> Value {
         name: name("ship1"),
         key: PublicKey::of(&node()),
         jwt: (decision == Answer::Accepted).then(|| "eyJ0…".to_owned()),
-        trust: SealedDocument::new(serde_json::to_string(&trust()).unwrap(), &root()).unwrap(),
+        trust: SealedDocument::new(serde_json::to_string(&trust()).unwrap(), &root()).unwrap().into(),
         policy: None,
         by: "admin".into(),
         at: noon_and(MINUTE_MS),
@@ -909,9 +967,28 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     let stranger = public(&vectors, "stranger");
     Admission::open(payload("by_a_stranger"), &stranger, Answer::Accepted, &token, me).unwrap_err();
     serde_json::from_slice::<TokenRecord>(payload("token_record")).unwrap().left(noon_and(0)).unwrap();
+    let (me, payload) = (public(&vectors, "node"), signed_by("renewal", "operator"));
+    assert_eq!(Renewal::parse(payload.as_bytes(), &me), Ok(renewal()));
+    assert!(Renewal::parse(payload.as_bytes(), &public(&vectors, "operator")).is_err(), "it is for the node alone");
+    assert_eq!(Taken::parse(signed_by("taken", "node").as_bytes(), &me), Ok(taken()));
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();
     assert_eq!(batch.subject().to_string(), vectors["event_batch"]["subject"].as_str().unwrap());
     assert_eq!(batch.records.len(), vectors["event_batch"]["record_ids"].as_array().unwrap().len());
+}
+
+#[test]
+fn a_root_is_followed_as_published() {
+    let vectors = read();
+    let part = &vectors["succession"];
+    let cases = part["cases"].as_array().unwrap();
+    assert!(cases.len() > 8);
+    for case in cases {
+        let known: Vec<Succession> = serde_json::from_value(case["known"].clone()).unwrap();
+        let known = Lineage::parse(PublicKey::parse(part["fleet"].as_str().unwrap()).unwrap(), &known).unwrap();
+        let offered: SealedTrust = serde_json::from_value(case["offered"].clone()).unwrap();
+        let root = known.open(&offered).ok().map(|(_, roots)| roots.root().to_string());
+        assert_eq!(root.as_deref(), case["root_then"].as_str(), "{}", case["what"]);
+    }
 }
 
 #[test]
@@ -921,7 +998,7 @@ fn policies_are_believed_and_decide_as_published() {
     let sealed = |which: &str| serde_json::from_value::<SealedDocument>(part[which].clone()).unwrap();
     let mut trust = trust();
     trust.policy_keys = serde_json::from_value(part["policy_keys"].clone()).unwrap();
-    let root = PublicKey::parse(part["root"].as_str().unwrap()).unwrap();
+    let root = Lineage::new(PublicKey::parse(part["root"].as_str().unwrap()).unwrap());
     let policy = Policy::open(&sealed("sealed"), &root, &trust).unwrap();
     assert_eq!(Policy::open(&sealed("by_delegate"), &root, &trust), Ok(policy));
     assert!(Policy::open(&sealed("forged"), &root, &trust).is_err());

@@ -310,7 +310,7 @@ async fn an_answer_that_no_operator_of_now_has_signed_is_not_believed() {
         name: NodeName::new("ship7").unwrap(),
         key: key.clone(),
         jwt: Some(jwt.clone()),
-        trust: trust.clone(),
+        trust: trust.clone().into(),
         policy: None,
         by: "admin".into(),
         at: Timestamp::from_ms(0),

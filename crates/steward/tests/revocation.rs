@@ -90,6 +90,82 @@ async fn a_revoked_node_is_cut_off_for_good() {
     assert_eq!(world.state("ship1"), "revoked");
 }
 
+/// What a revoked node said is not believed, also where somebody else puts it on the broker for it: its life sign, its answers,
+/// its events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_a_revoked_node_says_is_believed() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    let pair = stolen_from(&world, "ship1");
+    let job = world.json(4, &["run", "ship1", "--wait", "0s", "--sh", "sleep 60"])["job"].as_str().unwrap().to_owned();
+    let stands = |world: &World| {
+        let shown = world.steward(&["-o", "json", "job", "show", &job]);
+        serde_json::from_slice::<Value>(&shown.stdout).unwrap()["nodes"]["ship1"].clone()
+    };
+    eventually("the command runs", || stands(&world)["state"] == "running");
+    let admin = world.operator_bus().await;
+    let sealed = |bytes: &Bytes| Headers::new().sealed(&Seal::over(bytes, pair.pair()).unwrap());
+    let event = |word: &str| {
+        let head = serde_json::json!({"v": 1, "kind": "event", "id": bus::clock::message_id().to_string(), "from": "ship1",
+            "to": "central", "method": "m", "domain": "d", "created": bus::clock::now(), "count": 1});
+        let line = serde_json::json!({"at": bus::clock::now(), "record": {"message": word}});
+        Bytes::from(format!("{head}\n{line}\n"))
+    };
+    let said = |world: &World, word: &str| {
+        let listed = world.steward(&["-o", "ndjson", "event", "ls"]);
+        let lines = String::from_utf8(listed.stdout).unwrap();
+        let found = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        found.filter(|line| line["record"]["message"] == word).map(|line| line["from"].clone()).collect::<Vec<_>>()
+    };
+    let tell = async |word: &str| {
+        let bytes = event(word);
+        admin
+            .publish("central.event.m.d", sealed(&bytes).with_id(&bus::clock::message_id().to_string()), bytes)
+            .await
+            .unwrap();
+    };
+    tell("before").await;
+    assert_eq!(said(&world, "before"), ["ship1"], "as long as it belongs to the fleet, its word counts");
+    let sign = admin.kv_get("PRESENCE", "ship1").await.unwrap().unwrap();
+
+    world.json(0, &["node", "revoke", "ship1", "--yes"]);
+    assert!(world.json(0, &["node", "show", "ship1"])["last_seen"].is_string(), "what it said before counts");
+    // The thief has the keys of the fleet as well, and so a way to the broker under that name; what he signs with the node's
+    // own key is stored.
+    let keys = bus::keys::FleetKeys::open(world.home()).unwrap();
+    let creds = keys.node_user("ship1", &nkeys::KeyPair::new_user()).unwrap();
+    let thief = connect(&world, &Credentials::of(&creds).unwrap(), "_INBOX.ship1", EDGE_API).await.unwrap();
+    let mut forged: Value = serde_json::from_slice(&sign.payload).unwrap();
+    forged["at"] = serde_json::to_value(bus::clock::now()).unwrap();
+    let forged = Bytes::from(serde_json::to_vec(&forged).unwrap());
+    let seal = Seal::over(&forged, pair.pair()).unwrap();
+    thief.kv_put("PRESENCE", "ship1", forged, Some(&seal)).await.unwrap();
+    tell("after").await;
+    let reply = serde_json::json!({"v": 1, "kind": "reply", "order": order_of(&admin, &job).await, "job": job, "node": "ship1",
+        "method": "shellcommand", "domain": "operatingsystem", "step": 3, "history": [
+            {"state": "delivered", "at": bus::clock::now()}, {"state": "running", "at": bus::clock::now()},
+            {"state": "succeeded", "at": bus::clock::now()}], "outcome": {"exit_code": 0}});
+    let reply = Bytes::from(serde_json::to_vec(&reply).unwrap());
+    let headers = sealed(&reply).with_id(&bus::clock::message_id().to_string());
+    thief.publish(&format!("central.reply.{job}.ship1"), headers, reply).await.unwrap();
+
+    assert_eq!(world.state("ship1"), "revoked");
+    // The one before it is gone: the broker keeps the last alone.
+    assert_eq!(world.json(0, &["node", "show", "ship1"])["last_seen"], Value::Null, "its life sign counts no more");
+    assert_eq!(said(&world, "after"), [Value::Null], "what it reports comes from nobody");
+    assert_eq!(said(&world, "before"), ["ship1"], "what was stored before is what it was");
+    assert_eq!(stands(&world)["state"], "running", "an answer that it gave afterwards is none");
+    world.end_agent("ship1", 9);
+}
+
+/// The id of the one order of a job.
+async fn order_of(bus: &Bus, job: &str) -> String {
+    let record = bus.kv_get("JOBS", job).await.unwrap().unwrap();
+    let body: Value = serde_json::from_slice(&record.payload).unwrap();
+    let chunk: message::OrderChunk = serde_json::from_str(body["inline"].as_str().unwrap()).unwrap();
+    chunk.orders[0].id.to_string()
+}
+
 #[test]
 fn two_revocations_with_two_copies_of_the_keys_both_hold() {
     let mut world = World::up();

@@ -8,9 +8,9 @@
 use bus::claims::{self, Creds};
 use message::policy::{Asked, Request, decide};
 use message::{
-    Admission, EnrolToken, EventBatch, JobId, JobRecord, Knock, Labels, LifeSign, NodeName, NodeRecord, Order,
-    OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Reply, ReplySubject, Seal, SealedDocument,
-    Selector, Subject, Timestamp, Token, TokenRecord, Trust, Vitality, units,
+    Admission, EnrolToken, EventBatch, JobId, JobRecord, Knock, Labels, LifeSign, Lineage, NodeName, NodeRecord, Order,
+    OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument,
+    SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord, Trust, Vitality, units,
 };
 
 use crate::frames::Frames;
@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -35,6 +35,8 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "name", run: name },
     Target { name: "creds", run: creds },
     Target { name: "trust", run: trust },
+    Target { name: "succession", run: succession },
+    Target { name: "renewal", run: renewal },
     Target { name: "policy", run: policy },
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
@@ -180,6 +182,43 @@ pub fn admission(bytes: &[u8]) {
     if let Ok(answer) = serde_json::from_slice::<Admission>(bytes) {
         let written = serde_json::to_vec(&answer).unwrap_or_default();
         assert_eq!(serde_json::from_slice::<Admission>(&written).ok(), Some(answer), "an answer reads back otherwise");
+    }
+}
+
+/// A list of operators with the chain of roots, as nodes and operators read it.
+pub fn succession(bytes: &[u8]) {
+    let Ok(offered) = serde_json::from_slice::<SealedTrust>(bytes) else { return };
+    let written = serde_json::to_vec(&offered).unwrap_or_default();
+    assert_eq!(serde_json::from_slice::<SealedTrust>(&written).ok(), Some(offered.clone()), "it reads back otherwise");
+    // Whoever names the fleet in the first link is taken at his word: it is the chain behind it that is looked at.
+    let fleet = offered.roots.first().map_or(&offered.sealed, |link| &link.sealed).seal.key.clone();
+    if let Ok(roots) = Lineage::parse(fleet.clone(), &offered.roots) {
+        assert_eq!(
+            Lineage::parse(fleet.clone(), &roots.links()),
+            Ok(roots.clone()),
+            "a chain reads back as another one"
+        );
+        assert_eq!(roots.join(&Lineage::new(fleet)), Ok(roots), "a chain goes back");
+    }
+    if let Ok((_, roots)) = Lineage::new(offered.sealed.seal.key.clone()).open(&offered) {
+        assert_eq!(*roots.root(), offered.sealed.seal.key, "somebody else's list was opened");
+    }
+}
+
+/// A new token, and the receipt for one.
+pub fn renewal(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    // Whose it is stands in it; whoever it is not for must not read it.
+    let key = text.split("\"key\":\"").nth(1).and_then(|rest| PublicKey::parse(rest.get(..56)?).ok());
+    let Some(key) = key else { return };
+    if let Ok(renewal) = Renewal::parse(bytes, &key) {
+        let written = serde_json::to_vec(&renewal).unwrap_or_default();
+        assert_eq!(Renewal::parse(&written, &key), Ok(renewal.clone()), "a renewal reads back as another one");
+        assert_eq!(renewal.key, key, "a renewal of somebody else was read");
+        let _ = claims::read::<claims::User>(&renewal.jwt).is_ok();
+    }
+    if let Ok(taken) = Taken::parse(bytes, &key) {
+        assert_eq!(taken.key, key, "a receipt of somebody else was read");
     }
 }
 

@@ -47,6 +47,31 @@ fn no_parser_breaks_down_whatever_it_is_given() {
     }
 }
 
+/// Whose a new token or a receipt says that it is.
+fn whose(bytes: &[u8]) -> message::PublicKey {
+    let read: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+    message::PublicKey::parse(read["key"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn every_parser_has_a_target_of_libfuzzer_and_the_other_way_round() {
+    let fuzz = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    let mut files: Vec<String> = std::fs::read_dir(fuzz.join("fuzz_targets"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    files.sort();
+    let mut names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+    names.sort_unstable();
+    assert_eq!(files, names);
+    for name in names {
+        let calls = std::fs::read_to_string(fuzz.join(format!("fuzz_targets/{name}.rs"))).unwrap();
+        assert!(calls.contains(&format!("parsers::{name}(")), "{name} hands its bytes to another parser");
+        assert!(manifest.contains(&format!("name = \"{name}\"\n")), "{name} is not in fuzz/Cargo.toml");
+    }
+}
+
 #[test]
 fn the_seeds_are_what_the_parsers_are_made_for() {
     let read = |name: &str, reads: fn(&[u8]) -> bool| {
@@ -65,6 +90,14 @@ fn the_seeds_are_what_the_parsers_are_made_for() {
         serde_json::from_slice::<message::SealedDocument>(bytes)
             .is_ok_and(|sealed| message::Trust::open(&sealed, &sealed.seal.key).is_ok())
     });
+    read("succession", |bytes| {
+        serde_json::from_slice::<message::SealedTrust>(bytes).is_ok_and(|offered| {
+            let fleet = offered.roots.first().map_or(&offered.sealed, |link| &link.sealed).seal.key.clone();
+            !offered.roots.is_empty() && message::Lineage::new(fleet).open(&offered).is_ok()
+        })
+    });
+    read("renewal", |bytes| message::Renewal::parse(bytes, &whose(bytes)).is_ok());
+    read("renewal", |bytes| message::Taken::parse(bytes, &whose(bytes)).is_ok());
     read("policy", |bytes| message::Policy::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("policy", |bytes| message::Selector::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("job_record", |bytes| serde_json::from_slice::<message::JobRecord>(bytes).is_ok());

@@ -655,7 +655,7 @@ impl World {
             started: std::time::Instant::now(),
             time: FleetTime::default(),
         });
-        let trusted = Trusted::open(keys.root.clone(), &keys.trust, opened.trust.as_deref()).unwrap();
+        let trusted = Trusted::open(keys.root.clone(), &keys.trust.clone().into(), opened.trust.as_deref()).unwrap();
         let (trusted, counters) = (Arc::new(trusted), Arc::new(Counters::default()));
         let state_dir = PathBuf::from("/nonexistent/steward-simulation");
         let whose = (keys.root.clone(), me());
@@ -683,6 +683,7 @@ impl World {
                 interval,
                 events: Vec::new(),
                 give_back: || Ok(0),
+                tokens: None,
             };
             live(ground, async { Ok(bus) }, stop).await
         });

@@ -60,6 +60,17 @@ pub enum KeysError {
     /// Not the public key of a user or node.
     #[error("{0:?} is not the public key of a user or node (U…, 56 characters); copy it again in full")]
     PublicKey(String),
+    /// These files are older than the last rotation.
+    #[error(
+        "the {role} key in {} was retired: these files are an old copy; copy the directory anew from where `steward keys rotate` was run",
+        dir.display()
+    )]
+    Retired {
+        /// The role.
+        role: &'static str,
+        /// The directory.
+        dir: PathBuf,
+    },
     /// A token could not be made or read.
     #[error(transparent)]
     Claims(#[from] ClaimsError),

@@ -119,6 +119,23 @@ pub(super) fn secret(dir: &Path, name: &str) -> Result<KeyPair, KeysError> {
         .map_err(|_| KeysError::Damaged { path, what: "it does not hold an nkey seed".to_owned() })
 }
 
+/// Keeps a new private key.
+pub(super) fn new_secret(dir: &Path, name: &str, key: &KeyPair) -> Result<(), KeysError> {
+    let seed = key.seed().map_err(|reason| crate::claims::ClaimsError::Sign { key: key.public_key(), reason })?;
+    let (path, staging) = (dir.join(format!("{name}.nk")), dir.join(format!("{name}.nk.new-{}", std::process::id())));
+    let _ = fs::remove_file(&staging); // of a process that died
+    write_new(&staging, &seed)?;
+    fs::rename(&staging, &path).map_err(io_error("replace", &path))?;
+    sync_dir(dir)
+}
+
+/// Puts a private key in another's place.
+pub(super) fn rename_secret(dir: &Path, from: &str, to: &str) -> Result<(), KeysError> {
+    let to = dir.join(format!("{to}.nk"));
+    fs::rename(dir.join(format!("{from}.nk")), &to).map_err(io_error("replace", &to))?;
+    sync_dir(dir)
+}
+
 /// Reads a token.
 pub(super) fn token(dir: &Path, name: &str) -> Result<String, KeysError> {
     Ok(read(&dir.join(format!("{name}.jwt")))?.trim().to_owned())

@@ -17,21 +17,27 @@ const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
 pub const EDGE_API_PREFIX: &str = "core.API";
 
 /// Streams of which a node reads the last message of a subject by direct get, and which subjects.
-const READABLE: [(&str, &str); 5] = [
+const READABLE: [(&str, &str); 6] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
     ("KV_POLICY", "$KV.POLICY.*"),
     ("KV_META", "$KV.META.epoch"),
+    // Its new token, when the key that signs those of its role is another one.
+    ("KV_USERS", "$KV.USERS.{{subject()}}"),
     // What it answered before: a node whose journal was lost or set back does not run an order again.
     ("REPLIES", "*.reply.*.{{name()}}"),
 ];
 
+/// Who has taken his new token says so.
+const RECEIPT: &str = "$KV.USERS.taken.{{subject()}}";
+
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 7] = [
+const NODE_PUBLISHES: [&str; 8] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
     "$KV.PRESENCE.{{name()}}",
+    RECEIPT,
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
     "core.API.CONSUMER.DELETE.COMMANDS.{{name()}}",
@@ -39,8 +45,13 @@ const NODE_PUBLISHES: [&str; 7] = [
 
 /// To what a node may subscribe (in EDGE): its orders, its answers, and what was stored in buckets. The last are
 /// hints that a record changed, to be read then by direct get.
-const NODE_SUBSCRIBES: [&str; 4] =
-    ["{{name()}}.command.*.*", "_INBOX.{{name()}}.>", "core.KV.NODES.{{name()}}", "core.KV.POLICY.*"];
+const NODE_SUBSCRIBES: [&str; 5] = [
+    "{{name()}}.command.*.*",
+    "_INBOX.{{name()}}.>",
+    "core.KV.NODES.{{name()}}",
+    "core.KV.POLICY.*",
+    "core.KV.USERS.{{subject()}}",
+];
 
 /// What everyone in CORE who reads needs: look at streams, get messages, have consumers.
 const READS: [&str; 8] = [
@@ -58,26 +69,29 @@ const READS: [&str; 8] = [
 const BOOT_MARK: [&str; 2] = ["$JS.API.STREAM.CREATE.BOOT", "steward.boot"];
 
 /// What a person who orders may publish, besides [`READS`] and [`BOOT_MARK`].
-const OPERATOR_PUBLISHES: [&str; 8] = [
+const OPERATOR_PUBLISHES: [&str; 10] = [
     "in.*.command.*.*",
     "in.*.event.*.*",
     "$KV.NODES.*",
     "$KV.JOBS.>",
     "$KV.POLICY.*",
-    "$JS.FC.>",
     // Answering those who knock, and taking away what is answered.
     "$KV.ADMISSIONS.*.*",
     "$JS.API.STREAM.PURGE.KNOCKS",
+    "$KV.USERS.*",
+    RECEIPT,
+    "$JS.FC.>",
 ];
 
 /// What a station may publish, besides [`READS`] and [`BOOT_MARK`]: as a node among others it reports and answers,
 /// as a station it keeps the state of jobs and its lease. It neither signs orders nor admits nodes nor makes policy.
-const STATION_PUBLISHES: [&str; 7] = [
+const STATION_PUBLISHES: [&str; 8] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
     "$KV.PRESENCE.{{name()}}",
     "$KV.JOBS.>",
+    RECEIPT,
     "$KV.META.lease.*",
     "$JS.FC.>",
 ];
@@ -216,12 +230,12 @@ fn doors() -> Vec<Door> {
         .map(|kind| format!("in.*.{kind}.*.*"))
         .map(|subject| Door::service(subject.clone(), subject))
         .collect();
-    doors.push(Door::service("$KV.PRESENCE.*", "$KV.PRESENCE.*"));
+    doors.extend(["$KV.PRESENCE.*", "$KV.USERS.taken.*"].map(|subject| Door::service(subject, subject)));
     doors.push(Door::api("CONSUMER.CREATE.COMMANDS.>"));
     doors.push(Door::api("CONSUMER.MSG.NEXT.COMMANDS.*").with_many_answers());
     doors.push(Door::api("CONSUMER.DELETE.COMMANDS.*"));
     doors.extend(READABLE.iter().map(|(stream, _)| Door::api(&format!("DIRECT.GET.{stream}.>"))));
-    doors.extend(["*.command.*.*", "core.KV.NODES.*", "core.KV.POLICY.*"].map(Door::stream));
+    doors.extend(["*.command.*.*", "core.KV.NODES.*", "core.KV.POLICY.*", "core.KV.USERS.*"].map(Door::stream));
     doors
 }
 

@@ -49,6 +49,13 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 2000)]
         orders: usize,
     },
+    /// Agents that connect with TLS and tokens a second, beside bare clients of NATS
+    #[command(after_help = "Example:\n  steward bench connect --agents 2000 -o json")]
+    Connect {
+        /// How many of either kind
+        #[arg(long, value_name = "N", default_value_t = 2000)]
+        agents: usize,
+    },
     /// What an agent at rest costs, the program's size, and a whole `steward run`
     #[command(after_help = "Example:\n  steward bench rest --for 5m -o json")]
     Rest {
@@ -76,6 +83,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Roundtrip { orders } => show(session, &bench::roundtrip(orders).await?),
         What::Node { orders, domains } => show(session, &bench::node(orders, domains).await?),
         What::Policy { orders } => show(session, &bench::policy(orders)?),
+        What::Connect { agents } => show(session, &bench::connect(agents).await?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
         What::Fleet { nodes } => show(session, &bench::fleet(nodes).await?),
         What::Units { file } => Ok(bench::units(&file).await.map(|()| Exit::Success)?),

@@ -12,12 +12,14 @@ pub(crate) mod event;
 pub(crate) mod init;
 pub(crate) mod job;
 pub(crate) mod keeper;
+pub(crate) mod keys;
 pub(crate) mod man;
 pub(crate) mod node;
 pub(crate) mod operator;
 pub(crate) mod ping;
 pub(crate) mod policy;
 pub(crate) mod ps;
+pub(crate) mod root;
 pub(crate) mod run;
 pub(crate) mod station;
 pub(crate) mod up;
@@ -50,6 +52,8 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Job(args) => quick(job::run(args, s)),
         Verb::Node(args) => quick(bounded(s.global.timeout, node::run(args, s))),
         Verb::Policy(args) => quick(policy::run(args, s)),
+        Verb::Keys(args) => quick(bounded(s.global.timeout, keys::run(args, s))),
+        Verb::Root(args) => quick(bounded(s.global.timeout, root::run(args, s))),
         Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
         // One thread, like `run` itself, whose times are wanted.

@@ -100,7 +100,7 @@ enum Verb {
     },
 }
 
-fn public_key(text: &str) -> Result<PublicKey, SignatureError> {
+pub(crate) fn public_key(text: &str) -> Result<PublicKey, SignatureError> {
     PublicKey::parse(text)
 }
 
@@ -151,9 +151,9 @@ async fn ls(session: &mut Session) -> anyhow::Result<()> {
     table.lines(colors).into_iter().try_for_each(|line| session.out.line(line))
 }
 
-fn root_key(session: &Session, root: &Root) -> anyhow::Result<RootKey> {
-    let context = session.context()?;
-    Ok(RootKey::find(&context.home(), root.root.as_deref(), &context.root)?)
+/// The key of who is the root as far as this fleet knows now.
+pub(crate) fn root_key(fleet: &fleet::Fleet, root: &Root) -> anyhow::Result<RootKey> {
+    Ok(RootKey::find(&fleet.context().home(), root.root.as_deref(), &fleet.root())?)
 }
 
 async fn add(
@@ -179,8 +179,9 @@ async fn add(
             "there is a context {name} already: choose another name, or write to a file with --out"
         ),
     }
-    let (root, keys) = (root_key(session, root)?, FleetKeys::open(home.dir())?);
-    let bundle = session.connect().await?.add_operator(&keys, &root, name, (&roles, signs_policies)).await?;
+    let fleet = session.connect().await?;
+    let (root, keys) = (root_key(&fleet, root)?, FleetKeys::open(home.dir())?);
+    let bundle = fleet.add_operator(&keys, &root, name, (&roles, signs_policies)).await?;
     let context = match out {
         Some(path) => bundle.save(path).map(|()| None)?,
         None => Some(bundle.install(&home, None)?),
@@ -217,8 +218,9 @@ async fn revoke(
         ))
         .into());
     }
-    let root = root_key(session, root)?;
-    let gone = session.connect().await?.revoke_operator(&session.home()?, &root, name, key).await?;
+    let fleet = session.connect().await?;
+    let root = root_key(&fleet, root)?;
+    let gone = fleet.revoke_operator(&session.home()?, &root, name, key).await?;
     if session.out.is_json() {
         let told = json!({"name": name, "keys": gone.keys, "serial": gone.serial, "records_signed_anew": gone.records});
         return session.out.json(&told);
@@ -269,8 +271,8 @@ async fn rotate(
             context
         }
     };
-    let (root, keys) = (root_key(session, root)?, FleetKeys::open(home.dir())?);
     let fleet = session.connect().await?;
+    let (root, keys) = (root_key(&fleet, root)?, FleetKeys::open(home.dir())?);
     let (bundle, old) = fleet.renew_operator(&keys, &root, name).await?;
     match (out, &context) {
         (Some(path), _) => bundle.save(path)?,

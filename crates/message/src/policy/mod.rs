@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::WIRE_VERSION;
 use crate::selector::Selector;
 use crate::sign::{PublicKey, SealedDocument, SignatureError};
+use crate::succession::Lineage;
 use crate::time::Timestamp;
 use crate::trust::{ADMIN, Trust};
 
@@ -236,16 +237,16 @@ impl Policy {
         Self { v: WIRE_VERSION, kind: PolicyKind::Policy, version, fleet, issued, rules }
     }
 
-    /// Opens a policy that somebody offers: it has to be signed by `root`, or by a key that `trust` names for it.
+    /// Opens a policy that somebody offers: it has to be signed by the last of `roots`, or by a key that `trust` names for it.
     ///
     /// # Errors
     /// [`PolicyError`] when it is too large, signed by anybody else, altered, or not what it should be.
-    pub fn open(sealed: &SealedDocument, root: &PublicKey, trust: &Trust) -> Result<Self, PolicyError> {
+    pub fn open(sealed: &SealedDocument, roots: &Lineage, trust: &Trust) -> Result<Self, PolicyError> {
         let key = &sealed.seal.key;
-        if key != root && (!trust.policy_keys.contains(key) || trust.revoked(key).is_some()) {
+        if key != roots.root() && (!trust.policy_keys.contains(key) || trust.revoked(key).is_some()) {
             return Err(PolicyError::Signer { key: key.clone() });
         }
-        Self::open_kept(sealed, root)
+        Self::open_kept(sealed, roots.fleet())
     }
 
     /// Opens a policy that was taken before: who signed it was allowed to then, and it stays in force when that key is not any
@@ -253,14 +254,14 @@ impl Policy {
     ///
     /// # Errors
     /// [`PolicyError`] when it is altered, or not what it should be.
-    pub fn open_kept(sealed: &SealedDocument, root: &PublicKey) -> Result<Self, PolicyError> {
+    pub fn open_kept(sealed: &SealedDocument, fleet: &PublicKey) -> Result<Self, PolicyError> {
         let bytes = sealed.document.len();
         if bytes > DOCUMENT_BYTES_MAX {
             return Err(PolicyError::TooLarge { bytes });
         }
         let text = sealed.open(&sealed.seal.key)?;
         let policy = Self::parse(text)?;
-        if policy.fleet != *root {
+        if policy.fleet != *fleet {
             return Err(PolicyError::Unreadable { reason: format!("it is that of the fleet {}", policy.fleet) });
         }
         Ok(policy)
@@ -335,7 +336,7 @@ mod tests {
 
     fn open(text: &str, by: &KeyPair) -> Result<Policy, PolicyError> {
         let sealed = SealedDocument::new(text.to_owned(), by).unwrap();
-        Policy::open(&sealed, &PublicKey::of(&root()), &trust())
+        Policy::open(&sealed, &Lineage::new(PublicKey::of(&root())), &trust())
     }
 
     #[test]
@@ -354,7 +355,7 @@ mod tests {
     fn no_altered_byte_gets_through() {
         let mut sealed = SealedDocument::new(policy().to_text().unwrap(), &root()).unwrap();
         sealed.document = sealed.document.replace("admins may", "admins mau");
-        let error = Policy::open(&sealed, &PublicKey::of(&root()), &trust()).unwrap_err();
+        let error = Policy::open(&sealed, &Lineage::new(PublicKey::of(&root())), &trust()).unwrap_err();
         assert!(matches!(error, PolicyError::Signature(_)), "{error}");
     }
 
@@ -386,6 +387,9 @@ mod tests {
         large.rules.allow[0].users = vec!["u".repeat(DOCUMENT_BYTES_MAX)];
         assert!(matches!(large.to_text(), Err(PolicyError::TooLarge { .. })));
         let sealed = SealedDocument::new("x".repeat(DOCUMENT_BYTES_MAX + 1), &root()).unwrap();
-        assert!(matches!(Policy::open(&sealed, &PublicKey::of(&root()), &trust()), Err(PolicyError::TooLarge { .. })));
+        assert!(matches!(
+            Policy::open(&sealed, &Lineage::new(PublicKey::of(&root())), &trust()),
+            Err(PolicyError::TooLarge { .. })
+        ));
     }
 }

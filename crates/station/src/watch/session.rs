@@ -299,6 +299,9 @@ async fn later(fleet: Fleet) -> Result<Pulse, FleetError> {
 
 /// A list of operators that the root did not sign is no reason to stop: the one that is known goes on to count.
 async fn refresh_trust(fleet: &Fleet) -> Result<(), FleetError> {
+    if let Err(error) = fleet.renew_token().await {
+        tracing::debug!(%error, "a new token could not be taken");
+    }
     match fleet.refresh_trust().await {
         Err(FleetError::Trust { reason }) => {
             tracing::warn!(reason, "the broker's list of operators is not taken");
