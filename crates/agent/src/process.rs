@@ -181,6 +181,19 @@ impl Processes {
         Method::find(name.as_str(), &self.methods_dir)
     }
 
+    /// Why the secrets of an order cannot be given to what it asks for, if they cannot.
+    pub(crate) fn unreadable(&self, order: &Order, by: &PublicKey) -> Option<String> {
+        order.secrets.as_ref()?;
+        if self.method(&order.method).is_ok_and(|method| !method.takes_secrets()) {
+            return Some(format!(
+                "{} runs no program, so there is nothing that secrets could be given to",
+                order.method
+            ));
+        }
+        // Opened once more when it begins: until then they are kept as they came.
+        message::secret::open(order, by, &self.identity.pair).err().map(|error| error.to_string())
+    }
+
     /// The processes as they are now.
     pub(crate) fn list(&self) -> Vec<ProcessStatus> {
         let table = lock(&self.table);
@@ -614,6 +627,15 @@ impl Processes {
             Decision::Denied { reason, .. } => return (Some(Ended::failed(reason)), false),
             decision => decision.user().map(ToOwned::to_owned),
         };
+        // Opened as late as can be, for its program alone.
+        let secrets = match by {
+            Some(by) if !adopted => message::secret::open(&order, by, &self.identity.pair),
+            _ => Ok(message::Secrets::default()),
+        };
+        let secrets = match secrets {
+            Ok(secrets) => secrets,
+            Err(error) => return (Some(Ended::failed(error.to_string())), false),
+        };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
         let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));
         let mut output = output;
@@ -622,6 +644,7 @@ impl Processes {
             let execution = Execution {
                 order: &order,
                 body: &body,
+                secrets,
                 user,
                 output: &mut output,
                 cancel,

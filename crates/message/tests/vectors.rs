@@ -89,6 +89,7 @@ fn order() -> Order {
         max_output_bytes: 1 << 20,
         args: serde_json::to_value(args).unwrap(),
         supersede: None,
+        secrets: None,
     }
 }
 
