@@ -13,7 +13,7 @@ use bus::clock;
 use journal::{Entry, Journal, Write};
 use message::method::{Cancelled, ProcessStatus};
 use message::policy::Decision;
-use message::{JobId, Order, OrderId, Outcome, PublicKey, State, Subject, Timestamp, Token};
+use message::{JobId, Order, OrderId, Outcome, PublicKey, Secrets, State, Subject, Timestamp, Token, secret};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -191,7 +191,7 @@ impl Processes {
             ));
         }
         // Opened once more when it begins: until then they are kept as they came.
-        message::secret::open(order, by, &self.identity.pair).err().map(|error| error.to_string())
+        secret::open(order, by, &self.identity.pair).err().map(|error| error.to_string())
     }
 
     /// The processes as they are now.
@@ -629,12 +629,13 @@ impl Processes {
         };
         // Opened as late as can be, for its program alone.
         let secrets = match by {
-            Some(by) if !adopted => message::secret::open(&order, by, &self.identity.pair),
-            _ => Ok(message::Secrets::default()),
-        };
-        let secrets = match secrets {
-            Ok(secrets) => secrets,
-            Err(error) => return (Some(Ended::failed(error.to_string())), false),
+            // What runs already has them.
+            _ if adopted || order.secrets.is_none() => Secrets::default(),
+            Some(by) => match secret::open(&order, by, &self.identity.pair) {
+                Ok(secrets) => secrets,
+                Err(error) => return (Some(Ended::failed(error.to_string())), false),
+            },
+            None => return (Some(Ended::failed("nobody knows who has sealed its secrets")), false),
         };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
         let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));

@@ -1,5 +1,8 @@
 //! `steward agent`: the edge unit.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -59,7 +62,14 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     };
     let state_dir = args.state.unwrap_or(state_dir);
     let ca = match &bundle.ca {
-        Some(pem) => Some(keep_ca(&state_dir, pem)?),
+        Some(pem) => {
+            let ca = state_dir.join("ca.pem");
+            keep(&ca, pem)?;
+            if let Some(pem) = &bundle.client {
+                keep(&bus::tls::client_file(&ca), pem)?;
+            }
+            Some(ca)
+        }
         None => None,
     };
     let options = agent::Options {
@@ -79,20 +89,20 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     serve(|cancel| agent::run(options, cancel)).await
 }
 
-/// Puts the authority's certificate where the connection finds it.
-fn keep_ca(state_dir: &Path, pem: &str) -> anyhow::Result<PathBuf> {
-    let path = state_dir.join("ca.pem");
-    if std::fs::read_to_string(&path).is_ok_and(|held| held == pem) {
-        return Ok(path);
+/// Puts a certificate of the bundle where the connection finds it: for its owner alone, since there may be a key beside it.
+fn keep(path: &Path, pem: &str) -> anyhow::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|held| held == pem) {
+        return Ok(());
     }
     let write = || {
-        std::fs::create_dir_all(state_dir)?;
-        let staging = state_dir.join(".ca.pem.new");
-        std::fs::write(&staging, pem)?;
-        std::fs::rename(&staging, &path)
+        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+        let staging = path.with_extension("new");
+        let _ = std::fs::remove_file(&staging); // of a run that died
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staging)?;
+        file.write_all(pem.as_bytes())?;
+        std::fs::rename(&staging, path)
     };
-    write().with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The keeper is this very program.
