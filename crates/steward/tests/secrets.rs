@@ -198,19 +198,18 @@ fn a_retry_needs_the_secrets_again_and_an_approver_sees_names_alone() {
     world.agent("ship1", &[]);
     let outside = tempfile::tempdir().unwrap();
     let given = value_file(&outside);
-    let witness = outside.path().join("witness");
-    let line = format!(
-        "wc -c < \"$STEWARD_SECRETS/DB_PASSWORD\" >> {}; test -e {}",
-        witness.display(),
-        given[13..].trim_end_matches("value").to_owned() + "go"
-    );
+    let (witness, go) = (outside.path().join("witness"), outside.path().join("go"));
+    let line = format!("wc -c < \"$STEWARD_SECRETS/DB_PASSWORD\" >> {}; test -e {}", witness.display(), go.display());
     world.json(3, &["run", "ship1", "--secret", &given, "--sh", &line]);
     let refused = world.steward(&["job", "retry", "last"]);
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("--secret DB_PASSWORD=@FILE"), "{refused:?}");
-    std::fs::write(outside.path().join("go"), "").unwrap();
+    std::fs::write(&go, "").unwrap();
     world.json(0, &["job", "retry", "last", "--secret", &given]);
     assert_eq!(world::lines(&witness), [VALUE.len().to_string(), VALUE.len().to_string()]);
+    let approved = world.steward(&["job", "approve", "last"]);
+    let shown = String::from_utf8_lossy(&approved.stderr);
+    assert!(shown.contains("the secrets DB_PASSWORD") && !holds(&approved.stderr), "{approved:?}");
     // Under one idempotency key: the same names go on, others are something else.
     let once = ["run", "ship1", "--idempotency-key", "k1", "--secret", &given, "--sh", "echo once"];
     let first = world.json(0, &once);
