@@ -305,6 +305,10 @@ impl Intake {
         let refused = refused.or(denied);
         let refused =
             refused.or_else(|| self.processes.method(&order.method).err().map(|reason| (State::Rejected, reason)));
+        let refused = refused.or_else(|| {
+            let (operator, _) = signed?;
+            self.processes.unreadable(order, &operator.key).map(|reason| (State::Rejected, reason))
+        });
         let mut idle = false;
         let mut place = None;
         let refused = match refused {

@@ -161,6 +161,7 @@ mod tests {
             max_output_bytes: 1,
             args: serde_json::json!({"argv": ["true"]}),
             supersede: None,
+            secrets: None,
         }
     }
 

@@ -69,6 +69,8 @@ pub struct Enrolled {
     pub server: String,
     /// The authority that the broker's certificate must come from, as PEM.
     pub ca: Option<String>,
+    /// The certificate and key that a broker may ask for, as PEM: for one with a bundle.
+    pub client: Option<String>,
     /// The text of its `.creds` file.
     pub credentials: String,
     /// The public key of the fleet's root.
@@ -165,6 +167,7 @@ impl Kept {
             name: self.name.clone(),
             server: self.server.clone(),
             ca: self.ca.clone(),
+            client: None,
             credentials: creds.render(),
             root: self.root.clone(),
             trust: answer.trust.clone(),

@@ -260,6 +260,7 @@ mod tests {
             max_output_bytes: 1,
             args: serde_json::json!({}),
             supersede: None,
+            secrets: None,
         }
     }
 

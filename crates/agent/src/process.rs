@@ -13,7 +13,7 @@ use bus::clock;
 use journal::{Entry, Journal, Write};
 use message::method::{Cancelled, ProcessStatus};
 use message::policy::Decision;
-use message::{JobId, Order, OrderId, Outcome, PublicKey, State, Subject, Timestamp, Token};
+use message::{JobId, Order, OrderId, Outcome, PublicKey, Secrets, State, Subject, Timestamp, Token, secret};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -179,6 +179,19 @@ impl Processes {
     /// The method of this name.
     pub(crate) fn method(&self, name: &Token) -> Result<Method, String> {
         Method::find(name.as_str(), &self.methods_dir)
+    }
+
+    /// Why the secrets of an order cannot be given to what it asks for, if they cannot.
+    pub(crate) fn unreadable(&self, order: &Order, by: &PublicKey) -> Option<String> {
+        order.secrets.as_ref()?;
+        if self.method(&order.method).is_ok_and(|method| !method.takes_secrets()) {
+            return Some(format!(
+                "{} runs no program, so there is nothing that secrets could be given to",
+                order.method
+            ));
+        }
+        // Opened once more when it begins: until then they are kept as they came.
+        secret::open(order, by, &self.identity.pair).err().map(|error| error.to_string())
     }
 
     /// The processes as they are now.
@@ -616,6 +629,16 @@ impl Processes {
             Decision::Denied { reason, .. } => return (Some(Ended::failed(reason)), false),
             decision => decision.user().map(ToOwned::to_owned),
         };
+        // Opened as late as can be, for its program alone.
+        let secrets = match by {
+            // What runs already has them.
+            _ if adopted || order.secrets.is_none() => Secrets::default(),
+            Some(by) => match secret::open(&order, by, &self.identity.pair) {
+                Ok(secrets) => secrets,
+                Err(error) => return (Some(Ended::failed(error.to_string())), false),
+            },
+            None => return (Some(Ended::failed("nobody knows who has sealed its secrets")), false),
+        };
         let limit = order.timeout().saturating_add(HANGING_AFTER);
         let (processes, cancel) = (Arc::clone(self), self.in_hand.token(&order.id));
         let mut output = output;
@@ -624,6 +647,7 @@ impl Processes {
             let execution = Execution {
                 order: &order,
                 body: &body,
+                secrets,
                 user,
                 output: &mut output,
                 cancel,

@@ -113,6 +113,7 @@ pub fn policy(orders: usize) -> Result<PolicyFigures, BenchError> {
         max_output_bytes: 1,
         args: json!({"argv": ["systemctl", "restart", "nginx"]}),
         supersede: None,
+        secrets: None,
     };
     let bytes = order.to_bytes().map_err(other)?;
     let seal = Seal::over(&bytes, &operator).map_err(other)?;

@@ -4,6 +4,7 @@
 //! lie below `<home>/broker`. It must never run two servers on one home, leave one behind when this process dies, or
 //! touch a server that is not this home's.
 
+mod certificates;
 mod conf;
 mod error;
 mod find;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::keys::Trust;
 use crate::tls::ServerTls;
+use certificates::Certificates;
 pub use conf::{Cluster, SyncInterval};
 pub use error::BrokerError;
 pub use find::{Finding, NoServer, OLDEST, Server, VARIABLE, Version, find_server, first_of};
@@ -70,6 +72,8 @@ pub struct BrokerConfig {
     pub payload_bytes_max: u32,
     /// What the store may fill; `None`: what it fills now and four fifths of what is free.
     pub store_bytes_max: Option<u64>,
+    /// How often it is looked whether a certificate is about to end, or is another one.
+    pub certificates_every: Duration,
     /// How long to wait for a server that starts: a large store takes long to read after a power cut.
     pub ready_within: Duration,
 }
@@ -90,6 +94,7 @@ impl BrokerConfig {
             sync: SyncInterval::Within(Duration::from_secs(1)),
             payload_bytes_max: 1 << 20,
             store_bytes_max: None,
+            certificates_every: Duration::from_secs(600),
             ready_within: Duration::from_secs(60),
         }
     }
@@ -153,6 +158,7 @@ pub struct Broker {
     running: Running,
     handle: BrokerHandle,
     status: watch::Sender<Status>,
+    certificates: Option<Certificates>,
     /// Held as long as a server of ours may run.
     _lock: File,
 }
@@ -208,7 +214,9 @@ impl Broker {
         let running = plan.launch().await?;
         let (status, watched) = watch::channel(Status { pid: Some(running.id()), restarts: 0, last_error: None });
         let handle = BrokerHandle { listen, tls: config.tls.is_some(), store_bytes_max, status: watched };
-        Ok(Self { plan, running, handle, status, _lock: lock })
+        let certificates =
+            config.tls.or(config.cluster_tls).map(|tls| Certificates::new(config.home, tls, config.certificates_every));
+        Ok(Self { plan, running, handle, status, certificates, _lock: lock })
     }
 
     /// Where clients on this machine find it.
@@ -236,13 +244,14 @@ impl Broker {
     }
 
     /// Keeps the server running, on the same port, until `cancel`; then stops it. A server whose disk was full is
-    /// started anew when there is room.
+    /// started anew when there is room; its certificate is renewed before it ends, without a connection being lost.
     pub async fn supervise(mut self, cancel: CancellationToken) {
         let mut pause = Duration::ZERO;
         loop {
             let since = Instant::now();
             tokio::select! {
                 () = cancel.cancelled() => return self.stop().await,
+                () = self.keep_certificates() => continue,
                 how = self.running.ended() => {
                     let error = format!("nats-server ended by itself ({how}), saying: {}", self.plan.last_words(&self.running));
                     tracing::warn!(pid = self.running.id(), "{error}; it is started again");
@@ -305,6 +314,17 @@ impl Broker {
         while home::free_bytes(&self.plan.dir).unwrap_or(0) < ROOM_BYTES_MIN {
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    /// Has the server read its certificate anew, as soon as that is another one.
+    async fn keep_certificates(&self) {
+        match &self.certificates {
+            Some(certificates) => certificates.renewed().await,
+            None => std::future::pending().await,
+        }
+        // What the server makes of it stands in its log; it keeps the one before if it cannot read this one.
+        self.running.reload();
+        tracing::info!(pid = self.running.id(), "the broker shows a new certificate");
     }
 
     fn down(&self, error: String) {

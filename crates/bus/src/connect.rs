@@ -13,6 +13,7 @@ use crate::claims;
 use crate::client::Client;
 use crate::clock;
 use crate::error::BusError;
+use crate::tls;
 
 /// The longest wait between two attempts to reconnect.
 pub const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(20);
@@ -222,6 +223,10 @@ impl Bus {
         }
         if let Some(ca) = &options.ca {
             connect = connect.add_root_certificates(ca.clone()).require_tls(true);
+            let own = tls::client_file(ca);
+            if own.is_file() {
+                connect = connect.add_client_certificate(own.clone(), own);
+            }
         }
         if options.patient {
             connect = connect.retry_on_initial_connect();
@@ -345,6 +350,16 @@ fn explain_connect_error(options: &ConnectOptions, error: &async_nats::ConnectEr
     }
 }
 
+/// What a client has to show that has nothing, or the wrong thing, to show.
+fn no_certificate(ca: Option<&Path>) -> String {
+    let own = ca
+        .map_or_else(|| "FILE.client.pem beside --ca FILE.pem".into(), |ca| tls::client_file(ca).display().to_string());
+    format!(
+        "it lets in only clients that show a certificate of the fleet's authority. Get a new bundle, where the fleet's keys are \
+         (`steward node rotate NAME --out FILE`, `steward operator rotate NAME --out FILE`), or put certificate and key into {own}"
+    )
+}
+
 /// What to do about a broker that shows the wrong certificate, or none.
 fn untrusted(reason: &str, ca: Option<&Path>) -> Option<String> {
     let has = |words: &[&str]| words.iter().any(|word| reason.contains(word));
@@ -360,10 +375,13 @@ fn untrusted(reason: &str, ca: Option<&Path>) -> Option<String> {
     }
     if has(&["certificate expired", "Expired"]) {
         return Some(
-            "its certificate has expired, or this machine's clock is wrong: where the fleet's keys are, start the broker \
-             again, which renews it"
+            "its certificate has expired, or this machine's clock is wrong: the broker renews its own while it runs, one that was \
+             given to it has to be replaced in its file"
                 .into(),
         );
+    }
+    if has(&["UnknownCA", "BadCertificate", "DecryptError", "unknown certificate authority"]) {
+        return Some(format!("it does not take the certificate that this client shows. {}", no_certificate(ca)));
     }
     if has(&["not valid for name", "NotValidForName"]) {
         return Some(
@@ -373,7 +391,7 @@ fn untrusted(reason: &str, ca: Option<&Path>) -> Option<String> {
         );
     }
     if has(&["CertificateRequired", "certificate required"]) {
-        return Some("it asks for a certificate of the client, which Steward has none of yet".into());
+        return Some(no_certificate(ca));
     }
     has(&["tls error", "TLS error", "TLS connection"]).then(|| {
         format!("no TLS comes about ({reason}). If it speaks plain text, start it with TLS, or leave `ca` out of the context")

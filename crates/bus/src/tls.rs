@@ -8,6 +8,7 @@
 //! | `ca.pem`, `ca.key` | the fleet's own authority; the first is what clients verify the broker with |
 //! | `server.pem`, `server.key` | the broker's certificate |
 //! | `server.json` | for which names, and until when |
+//! | `ca.client.pem` | the certificate and key that this home's own clients show, where the broker asks for one |
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -30,6 +31,9 @@ const CA_AGE_MAX_S: i64 = 20 * 365 * DAY_S;
 const SERVER_AGE_MAX_S: i64 = 397 * DAY_S;
 /// With less than this left it is made anew.
 const RENEW_BEFORE_S: i64 = 60 * DAY_S;
+/// How long a client's certificate lives: as long as the authority, since what it is in is not renewed by itself. It opens
+/// the door alone; who may do what goes by the client's key, which can be taken back.
+const CLIENT_AGE_MAX_S: i64 = CA_AGE_MAX_S;
 /// Clocks differ: certificates hold from a day before they were made.
 const BACKDATED_S: i64 = DAY_S;
 
@@ -98,6 +102,45 @@ fn is_dns_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 253 && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.'))
 }
 
+/// Where a client's certificate and its key lie, in one file: beside the authority that has signed it. Of `ca.pem` that is
+/// `ca.client.pem`.
+#[must_use]
+pub fn client_file(ca: &Path) -> PathBuf {
+    ca.with_extension("client.pem")
+}
+
+/// A new certificate for the client `name`, and its key, as PEM; `None` where the fleet's own authority is not.
+///
+/// # Errors
+/// [`TlsError`] when the authority's key cannot be used.
+pub fn client(home: &Path, name: &str) -> Result<Option<String>, TlsError> {
+    let path = home.join("tls/ca.key");
+    let Some(pem) = read(&path)? else { return Ok(None) };
+    let ca_key = KeyPair::from_pem(&pem).map_err(|error| TlsError::Damaged { path, reason: error.to_string() })?;
+    let failed =
+        |error: rcgen::Error| TlsError::Make { names: format!("the client {name}"), reason: error.to_string() };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    (params.not_before, params.not_after) = (time(unix_now() - BACKDATED_S), time(unix_now() + CLIENT_AGE_MAX_S));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let cert = params.signed_by(&key, &Issuer::from_params(&ca_params(), ca_key)).map_err(failed)?;
+    Ok(Some(format!("{}{}", cert.pem(), key.serialize_pem())))
+}
+
+/// The certificate of this home's own clients: operators who use its context, the station, agents that enrol themselves.
+fn ensure_client(home: &Path) -> Result<(), TlsError> {
+    let path = home.join("tls/ca.client.pem");
+    if !path.is_file()
+        && let Some(pem) = client(home, "steward")?
+    {
+        write(&path, &pem)?;
+    }
+    Ok(())
+}
+
 /// The certificate of the broker of `home`, for its own names and `more`: the one that is there, or a new one if that is
 /// not for all of them or about to expire. Names that it was for stay in it.
 ///
@@ -114,6 +157,7 @@ pub fn ensure(home: &Path, more: &[String]) -> Result<ServerTls, TlsError> {
     if let Some(made) = &made {
         let current = made.not_after - unix_now() > RENEW_BEFORE_S && names.is_subset(&made.names);
         if current && files.cert.is_file() && files.key.is_file() && at("ca.pem").is_file() {
+            ensure_client(home)?;
             return Ok(files);
         }
         names.extend(made.names.iter().cloned());
@@ -123,17 +167,21 @@ pub fn ensure(home: &Path, more: &[String]) -> Result<ServerTls, TlsError> {
         reason: error.to_string(),
     };
     let ca_params = ca_params();
-    let ca_key = match read(&at("ca.key"))? {
-        Some(pem) if at("ca.pem").is_file() => KeyPair::from_pem(&pem)
-            .map_err(|error| TlsError::Damaged { path: at("ca.key"), reason: error.to_string() })?,
-        _ => {
+    let damaged = |reason: String| TlsError::Damaged { path: at("ca.key"), reason };
+    let ca_key = match (read(&at("ca.key"))?, at("ca.pem").is_file()) {
+        (Some(pem), true) => KeyPair::from_pem(&pem).map_err(|error| damaged(error.to_string()))?,
+        // A new authority instead would lock everybody out, and may come about while nobody looks.
+        (None, true) => return Err(damaged("it is not there, though ca.pem is".to_owned())),
+        (_, false) => {
             let key = KeyPair::generate().map_err(failed)?;
             let ca = ca_params.self_signed(&key).map_err(failed)?;
             write(&at("ca.key"), &key.serialize_pem())?;
             write(&at("ca.pem"), &ca.pem())?;
+            let _ = fs::remove_file(at("ca.client.pem")); // of another authority
             key
         }
     };
+    ensure_client(home)?;
     let issuer = Issuer::from_params(&ca_params, ca_key);
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::new(names.iter().cloned().collect::<Vec<_>>()).map_err(failed)?;
@@ -144,12 +192,12 @@ pub fn ensure(home: &Path, more: &[String]) -> Result<ServerTls, TlsError> {
     // The servers of a cluster are each other's clients.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let cert = params.signed_by(&key, &issuer).map_err(failed)?;
-    // The note goes last: what it tells of is there then.
-    let _ = fs::remove_file(at("server.json"));
+    // The note goes last: what it tells of is there then. Until then it tells the names alone, which a crash must not lose.
+    let note = |not_after| serde_json::to_string(&Made { names: names.clone(), not_after }).unwrap_or_default();
+    write(&at("server.json"), &note(0))?;
     write(&files.key, &key.serialize_pem())?;
     write(&files.cert, &cert.pem())?;
-    let made = serde_json::to_string(&Made { names: names.clone(), not_after }).unwrap_or_default();
-    write(&at("server.json"), &made)?;
+    write(&at("server.json"), &note(not_after))?;
     tracing::info!(names = ?names, "the broker has a new certificate");
     Ok(files)
 }
@@ -218,9 +266,17 @@ mod tests {
         assert_ne!(text("server.pem"), second);
         assert!(text("server.json").contains("broker.example"), "names stay");
         assert_eq!(text("ca.pem"), ca, "the authority stays");
-        for secret in ["ca.key", "server.key"] {
+        let own = text("ca.client.pem");
+        assert!(own.contains("BEGIN CERTIFICATE") && own.contains("PRIVATE KEY"));
+        for secret in ["ca.key", "server.key", "ca.client.pem"] {
             let mode = fs::metadata(home.path().join("tls").join(secret)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{secret}");
         }
+        // Whoever keeps the authority's key elsewhere does not get another authority when the time has come.
+        fs::remove_file(home.path().join("tls/ca.key")).unwrap();
+        assert!(client(home.path(), "ship1").unwrap().is_none());
+        ensure(home.path(), &[]).unwrap();
+        assert!(ensure(home.path(), &["one.more".to_owned()]).unwrap_err().to_string().contains("not there"));
+        assert_eq!(text("ca.pem"), ca);
     }
 }

@@ -54,7 +54,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "URL", env = "NATS_URL", hide_env_values = true)]
     pub(crate) server: Option<String>,
 
-    /// The authority that the broker's certificate must come from, a PEM file, instead of the context's
+    /// The authority that the broker's certificate must come from, a PEM file, instead of the context's. Beside FILE.pem,
+    /// FILE.client.pem holds certificate and key of this client, for a broker that asks for them
     #[arg(long, global = true, value_name = "FILE", env = "NATS_CA", hide_env_values = true)]
     pub(crate) ca: Option<PathBuf>,
 

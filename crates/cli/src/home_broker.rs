@@ -53,18 +53,23 @@ pub(crate) struct TlsArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_ca: Option<PathBuf>,
 
+    /// Let in only clients that show a certificate of the fleet's authority; bundles and contexts carry one
+    #[arg(long)]
+    tls_verify: bool,
+
     /// Speak plain text beyond loopback: whoever sits on the way reads along
-    #[arg(long, conflicts_with_all = ["tls", "tls_cert"])]
+    #[arg(long, conflicts_with_all = ["tls", "tls_cert", "tls_verify"])]
     insecure_plain_text: bool,
 }
 
 impl TlsArgs {
     fn clients(&self, home: &Home, listen: SocketAddr, cluster: Option<&Cluster>) -> anyhow::Result<Option<ServerTls>> {
-        let wanted = self.tls || self.tls_cert.is_some() || !listen.ip().is_loopback();
+        let wanted = self.tls || self.tls_verify || self.tls_cert.is_some() || !listen.ip().is_loopback();
         if !wanted || self.insecure_plain_text {
             return Ok(None);
         }
-        self.files(home, listen, cluster).map(Some)
+        let files = self.files(home, listen, cluster)?;
+        Ok(Some(ServerTls { verify_clients: self.tls_verify, ..files }))
     }
 
     fn servers(&self, home: &Home, listen: SocketAddr, cluster: &Cluster) -> anyhow::Result<Option<ServerTls>> {
@@ -88,6 +93,19 @@ impl TlsArgs {
                 Ok(path)
             };
             let ca = self.tls_ca.as_ref().map(absolute).transpose()?;
+            if self.tls_verify {
+                let Some(ca) = &ca else {
+                    return Err(Usage::new(
+                        "name the authority that has signed the certificates of clients with --tls-ca",
+                    )
+                    .into());
+                };
+                let own = bus::tls::client_file(ca);
+                if !own.is_file() {
+                    let text = "the clients of this home need a certificate of that authority themselves: put one, and its key, into";
+                    return Err(Usage::new(format!("{text} {}", own.display())).into());
+                }
+            }
             return Ok(ServerTls { cert: absolute(cert)?, key: absolute(key)?, ca, verify_clients: false });
         }
         let addresses = [Some(listen.ip()), cluster.map(|cluster| cluster.listen.ip())].into_iter().flatten();

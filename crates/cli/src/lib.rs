@@ -15,6 +15,7 @@ mod out;
 mod probe;
 mod progress;
 mod render;
+mod secrets;
 mod session;
 mod signals;
 mod supervise;

@@ -222,6 +222,17 @@ impl Context {
         Ok(Some(files::read(path)?.ok_or_else(missing)?))
     }
 
+    /// A certificate for the client `name` and its key, as PEM, where the broker shows one of this home's own authority; it is
+    /// of use where the broker asks for it.
+    pub(crate) fn client_pem(&self, name: &NodeName) -> Result<Option<String>, FleetError> {
+        let tls = self.home.join("tls");
+        if self.ca.as_ref() != Some(&tls.join("ca.pem")) {
+            return Ok(None);
+        }
+        bus::tls::client(&self.home, name.as_str())
+            .map_err(|error| FleetError::File { path: tls.join("ca.key"), reason: error.to_string() })
+    }
+
     /// Has a command print the private key from now on: once it has given the right one, the file of credentials is left with
     /// the token alone.
     ///

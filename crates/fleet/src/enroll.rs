@@ -38,6 +38,9 @@ pub struct Bundle {
     /// The authority that the broker's certificate must come from, as PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// The certificate that it shows to a broker that asks for one, and the key of that, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// The text of its `.creds` file.
     pub creds: String,
     /// The fleet's first root key, which names the fleet.
@@ -127,6 +130,9 @@ pub async fn enroll_here(home: &Home, keys: &FleetKeys, fleet: &Fleet, name: &No
         let before = bundle.clone();
         bundle.server.clone_from(&fleet.context().server);
         bundle.ca = fleet.context().ca_pem()?;
+        if bundle.client.is_none() || bundle.ca != before.ca {
+            bundle.client = fleet.context().client_pem(name)?;
+        }
         bundle.trust = fleet.sealed_trust().await?;
         bundle.policy = fleet.policy().await?.map(|policy| policy.sealed).or(bundle.policy);
         if bundle != before {
@@ -183,6 +189,7 @@ async fn new_bundle(keys: &FleetKeys, fleet: &Fleet, name: &NodeName) -> Result<
         name: name.clone(),
         server: fleet.context().server.clone(),
         ca: fleet.context().ca_pem()?,
+        client: fleet.context().client_pem(name)?,
         creds: creds.render(),
         root: fleet.context().root.clone(),
         trust: fleet.sealed_trust().await?,
@@ -335,6 +342,7 @@ mod tests {
             name: NodeName::new("ship1").unwrap(),
             server: SERVER.into(),
             ca: None,
+            client: None,
             creds: keys.node_user("ship1", &KeyPair::new_user()).unwrap().render(),
             root: context.root.clone(),
             trust: crate::connection::sealed_trust(&context).unwrap().0,

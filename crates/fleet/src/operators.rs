@@ -44,6 +44,9 @@ pub struct OperatorBundle {
     /// The authority that the broker's certificate must come from, as PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// The certificate that he shows to a broker that asks for one, and the key of that, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// The text of his `.creds` file.
     pub creds: String,
     /// The node in whose name he orders.
@@ -133,6 +136,9 @@ impl OperatorBundle {
             Some(pem) => {
                 let path = home.contexts_dir().join(format!("{name}.ca.pem"));
                 files::write(&path, pem, Access::Plain)?;
+                if let Some(client) = &self.client {
+                    files::write(&bus::tls::client_file(&path), client, Access::Secret)?;
+                }
                 Some(path)
             }
             None => None,
@@ -314,6 +320,7 @@ impl Fleet {
             name: name.clone(),
             server: self.context().server.clone(),
             ca: self.context().ca_pem()?,
+            client: self.context().client_pem(name)?,
             creds,
             node: self.context().node.clone(),
             root: self.context().root.clone(),

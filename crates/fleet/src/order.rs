@@ -18,7 +18,7 @@ use bus::{BusError, Headers, clock};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use message::job::chunk_key;
-use message::{JobId, JobRecord, NodeName, OrderId, PublicKey, Seal, SealedOrder, Subject, Token};
+use message::{JobId, JobRecord, NodeName, OrderId, PublicKey, Seal, SealedOrder, Secrets, Subject, Token};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -71,6 +71,8 @@ pub struct Terms {
     pub idempotency_key: Option<String>,
     /// The arguments of single nodes, where they are not those of all.
     pub own_args: BTreeMap<NodeName, Value>,
+    /// What is sealed to each node, for the program that is run there.
+    pub secrets: Secrets,
 }
 
 /// One entry of a job's frozen list: who must answer, signing with which key, to which order.

@@ -19,9 +19,11 @@ use tokio::process::Command;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
 use crate::frame;
 use crate::place::Place;
+use crate::secrets;
 use crate::wire::{Finished, Id, MAJOR, Program, Report, Request, Start};
 
 /// How long a keeper may take to be there, from its start to its first word.
@@ -46,7 +48,11 @@ pub async fn end_orphans(ids: Vec<Id>) -> usize {
         return 0;
     }
     let values: Vec<String> = ids.iter().map(Id::to_string).collect();
-    let ending = tokio::task::spawn_blocking(move || exec::end_orphans(ORDER_VARIABLE, &values, ORPHAN_GRACE));
+    let ending = tokio::task::spawn_blocking(move || {
+        let ended = exec::end_orphans(ORDER_VARIABLE, &values, ORPHAN_GRACE);
+        secrets::sweep();
+        ended
+    });
     ending.await.unwrap_or_default()
 }
 
@@ -102,6 +108,8 @@ struct Inner {
 pub(crate) struct Link {
     requests: UnboundedSender<Vec<u8>>,
     held: Vec<Id>,
+    /// Whether the keeper knows what to do with secrets.
+    lays_out_secrets: bool,
     /// `None` once the connection is lost or about to be given up: nothing more can be begun on it.
     runs: Mutex<Option<BTreeMap<Id, UnboundedSender<Event>>>>,
     lost: CancellationToken,
@@ -215,6 +223,10 @@ impl Client {
         let frame = frame::encode(&request, &beside).map_err(|error| self.wrong("cannot be told", error))?;
         loop {
             let link = self.link().await?;
+            if !program.secrets.is_empty() && !link.lays_out_secrets {
+                let old = "it was started by an older version, which knows nothing of secrets; it ends when its programs have ended";
+                return Err(self.wrong("cannot be told", io::Error::other(old)));
+            }
             // On a link that was lost before nothing was begun: another one will do.
             if let Some(run) = link.enter(self, id) {
                 let _ = link.requests.send(frame); // if that fails now, the run tells
@@ -321,10 +333,10 @@ impl Client {
         let mut read = BufReader::with_capacity(16 * 1024, read);
         write.write_all(&frame::encode(&Request::Hello { major: MAJOR }, &[])?).await?;
         let welcome = timeout(READY_MAX, frame::read::<Report>(&mut read)).await??;
-        let Some((Report::Welcome { held, .. }, _)) = welcome else {
+        let Some((Report::Welcome { held, secrets, .. }, _)) = welcome else {
             return Err(io::Error::other("it does not speak with an agent of this version"));
         };
-        let (link, to_write) = Link::new(held);
+        let (link, to_write) = Link::new(held, secrets);
         tokio::spawn(carry(Arc::clone(&link), read, write, to_write));
         Ok(link)
     }
@@ -349,6 +361,8 @@ async fn carry(
     };
     let say = async {
         while let Some(request) = requests.recv().await {
+            // There may be secrets in it.
+            let request = Zeroizing::new(request);
             write.write_all(&request).await?;
         }
         Ok::<(), io::Error>(())
@@ -364,11 +378,11 @@ async fn carry(
 }
 
 impl Link {
-    /// A connection to a keeper that holds these, and what is said on it.
-    pub(crate) fn new(held: Vec<Id>) -> (Arc<Self>, UnboundedReceiver<Vec<u8>>) {
+    /// A connection to a keeper that holds these and may lay out secrets, and what is said on it.
+    pub(crate) fn new(held: Vec<Id>, lays_out_secrets: bool) -> (Arc<Self>, UnboundedReceiver<Vec<u8>>) {
         let (requests, to_write) = mpsc::unbounded_channel();
         let (runs, lost) = (Mutex::new(Some(BTreeMap::new())), CancellationToken::new());
-        (Arc::new(Self { requests, held, runs, lost }), to_write)
+        (Arc::new(Self { requests, held, lays_out_secrets, runs, lost }), to_write)
     }
 
     /// Every run sees its end.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
+use zeroize::Zeroizing;
 
 /// The longest header, and the most bytes beside it: more than the largest order can ask for.
 const PART_MAX: usize = 8 * 1024 * 1024;
@@ -17,9 +18,9 @@ const PART_MAX: usize = 8 * 1024 * 1024;
 /// # Errors
 /// When it is too long, or cannot be written as JSON.
 pub(crate) fn encode(header: &impl Serialize, beside: &[u8]) -> io::Result<Vec<u8>> {
-    let header = serde_json::to_vec(header)?;
+    let header = Zeroizing::new(serde_json::to_vec(header)?);
     let mut frame = Vec::with_capacity(8 + header.len() + beside.len());
-    for part in [header.as_slice(), beside] {
+    for part in [&header[..], beside] {
         let length = u32::try_from(part.len()).ok().filter(|_| part.len() <= PART_MAX);
         let length = length.ok_or_else(|| io::Error::other("a message between agent and keeper is too long"))?;
         frame.extend_from_slice(&length.to_be_bytes());
@@ -41,7 +42,8 @@ pub(crate) async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin
         Err(error) => return Err(error),
     }
     let [a, b, c, d, e, f, g, h] = lengths;
-    let header = part(from, u32::from_be_bytes([a, b, c, d])).await?;
+    // There may be secrets in it.
+    let header = Zeroizing::new(part(from, u32::from_be_bytes([a, b, c, d])).await?);
     let beside = part(from, u32::from_be_bytes([e, f, g, h])).await?;
     Ok(Some((serde_json::from_slice(&header)?, beside.into())))
 }

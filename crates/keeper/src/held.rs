@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::frame;
 use crate::script;
+use crate::secrets::Stored;
 use crate::store::Store;
 use crate::wire::{End, Finished, Id, Program, Report, Tally};
 
@@ -136,10 +137,22 @@ impl Holding {
                 Err(reason) => return not_started(reason),
             }
         }
+        let mut env = program.env;
+        let mut _secrets = None; // as long as the program runs, too
+        if !program.secrets.is_empty() {
+            match Stored::new(&program.secrets, program.user.as_deref()) {
+                Ok(stored) => {
+                    env.push(stored.variable());
+                    _secrets = Some(stored);
+                }
+                Err(reason) => return not_started(reason),
+            }
+        }
+        drop(program.secrets);
         let answer_max = program.answer_max;
         let program = exec::Program {
             argv,
-            env: program.env,
+            env,
             cwd: program.cwd,
             user: program.user,
             stdin: program.stdin,

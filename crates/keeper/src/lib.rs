@@ -28,6 +28,7 @@ mod frame;
 mod held;
 mod place;
 mod script;
+mod secrets;
 mod serve;
 #[cfg(feature = "simulate")]
 pub mod simulate;
@@ -36,5 +37,6 @@ mod wire;
 
 pub use client::{Client, Event, KeeperError, Launch, ORDER_VARIABLE, Run, end_orphans};
 pub use place::set_apart;
+pub use secrets::SECRETS_VARIABLE;
 pub use serve::serve;
-pub use wire::{End, Finished, Id, Program, Script, Stream, Tally};
+pub use wire::{End, Finished, Id, Program, Script, Secret, Stream, Tally};

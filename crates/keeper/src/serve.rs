@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use crate::frame;
 use crate::held::Holding;
 use crate::place::Place;
+use crate::secrets;
 use crate::wire::{MAJOR, Report, Request};
 
 /// How long a predecessor may take to be gone.
@@ -44,6 +45,7 @@ pub async fn serve(state_dir: &Path) -> io::Result<()> {
     let quit = Arc::new(Notify::new());
     let mut agent: Option<JoinHandle<()>> = None;
     let mut alone_since = Instant::now();
+    secrets::sweep();
     tracing::info!("holds the programs of {}", state_dir.display());
     loop {
         let has_agent = agent.is_some();
@@ -134,7 +136,7 @@ async fn converse(stream: UnixStream, holding: Arc<Holding>, quit: Arc<Notify>) 
             Ok(Ok(None)) | Err(_) => return Ok(()),
             Ok(Err(error)) => return Err(error),
         }
-        let welcome = Report::Welcome { major: MAJOR, held: holding.begin() };
+        let welcome = Report::Welcome { major: MAJOR, held: holding.begin(), secrets: true };
         write.write_all(&frame::encode(&welcome, &[])?).await?;
         // Either end of it is the end of both.
         tokio::select! {

@@ -96,7 +96,7 @@ impl Keeper {
             return None;
         }
         let held = state.held.iter().filter(|(_, held)| !held.unwanted).map(|(id, _)| *id).collect();
-        let (link, requests) = Link::new(held);
+        let (link, requests) = Link::new(held, true);
         for held in state.held.values_mut() {
             held.attached = false;
         }

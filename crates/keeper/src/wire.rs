@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
+use data_encoding::{BASE64, HEXLOWER};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 pub use exec::Stream;
 
@@ -65,6 +66,40 @@ pub struct Program {
     pub max_output: u64,
     /// Up to how many bytes of stdout are told again at the end, in one piece; longer ones are not.
     pub answer_max: usize,
+    /// What it finds in files that are in memory only, and that nobody else may read.
+    pub secrets: Vec<Secret>,
+}
+
+/// A secret: the name of its file, and what stands in it. Told to nobody but the keeper, not by `Debug` either.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// The name of its file.
+    pub name: String,
+    /// What stands in it.
+    #[serde(with = "base64")]
+    pub value: Zeroizing<Vec<u8>>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+mod base64 {
+    use serde::de::{Deserialize as _, Deserializer, Error as _};
+    use serde::ser::{Serialize as _, Serializer};
+
+    use super::{BASE64, Zeroizing};
+
+    pub(super) fn serialize<S: Serializer>(value: &Zeroizing<Vec<u8>>, to: S) -> Result<S::Ok, S::Error> {
+        Zeroizing::new(BASE64.encode(value)).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Zeroizing<Vec<u8>>, D::Error> {
+        let text = Zeroizing::new(String::deserialize(from)?);
+        BASE64.decode(text.as_bytes()).map(Zeroizing::new).map_err(|_| D::Error::custom("a secret is not base64"))
+    }
 }
 
 /// A script: the path of its file is added to the arguments, then these are.
@@ -173,7 +208,13 @@ pub(crate) enum Request {
 #[serde(tag = "say", rename_all = "snake_case")]
 pub(crate) enum Report {
     /// The answer to the first word.
-    Welcome { major: u32, held: Vec<Id> },
+    Welcome {
+        major: u32,
+        held: Vec<Id>,
+        /// Whether it lays out secrets: an older one would pass them over, and run the program without.
+        #[serde(default)]
+        secrets: bool,
+    },
     /// A piece of output, which stands beside.
     Output { id: Id, number: u32, is_stderr: bool },
     /// It is over. What it answered stands beside, if `answers`.
@@ -208,6 +249,8 @@ pub(crate) struct Start {
     max_output: u64,
     #[serde(default)]
     answer_max: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    secrets: Vec<Secret>,
 }
 
 impl Start {
@@ -223,6 +266,7 @@ impl Start {
             timeout_ms: u64::try_from(program.timeout.as_millis()).unwrap_or(u64::MAX),
             max_output: program.max_output,
             answer_max: program.answer_max,
+            secrets: program.secrets.clone(),
         }
     }
 
@@ -237,6 +281,7 @@ impl Start {
             timeout: Duration::from_millis(self.timeout_ms),
             max_output: self.max_output,
             answer_max: self.answer_max,
+            secrets: self.secrets,
         }
     }
 }
@@ -280,7 +325,9 @@ mod tests {
             timeout: Duration::from_secs(5),
             max_output: 7,
             answer_max: 9,
+            secrets: vec![Secret { name: "A".into(), value: vec![0, 255].into() }],
         };
+        assert!(!format!("{program:?}").contains("255"), "a value is told to nobody");
         let json = serde_json::to_string(&Request::Start(Box::new(Start::new(Id([7; 16]), &program)))).unwrap();
         let Request::Start(start) = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
         assert_eq!((start.id, start.program(Bytes::from("in"))), (Id([7; 16]), program));

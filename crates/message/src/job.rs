@@ -63,6 +63,9 @@ pub struct JobRecord {
     /// What the method was given; left out when too large to list.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub args: Option<Value>,
+    /// The names of what was sealed to each node beside the arguments; their values are in no record.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub secrets: Vec<String>,
     /// When it was made, by the operator's clock.
     pub created: Timestamp,
     /// Until when a node may pick it up.

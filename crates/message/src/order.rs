@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::WIRE_VERSION;
 use crate::id::{JobId, OrderId};
 use crate::name::{NodeName, Token};
+use crate::secret::SealedSecrets;
 use crate::sign::PublicKey;
 use crate::subject::{Kind, ReplySubject, Subject};
 use crate::time::Timestamp;
@@ -64,6 +65,9 @@ pub struct Order {
     /// Of the orders that wait at a node under one such key, only the newest is to run. Left out when not used.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub supersede: Option<Token>,
+    /// What only the node may read. Left out when not used.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub secrets: Option<SealedSecrets>,
 }
 
 /// Why a signed body is not an order that this node may take.
@@ -206,6 +210,7 @@ pub(crate) mod tests {
             max_output_bytes: 1_048_576,
             args: serde_json::json!({"argv": ["uname", "-a"]}),
             supersede: None,
+            secrets: None,
         }
     }
 

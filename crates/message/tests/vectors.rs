@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crypto_box::aead::rand_core::{self, CryptoRng, RngCore};
 use data_encoding::{BASE64, HEXLOWER};
 use message::admission::{AdmissionKind, Decision as Answer, KnockKind, TokenKind, TokenRecordKind, fingerprint};
 use message::event::{EventHead, EventRecord};
@@ -22,8 +23,9 @@ use message::trust::TrustKind;
 use message::{
     Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, Lineage,
     MessageId, NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy,
-    PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument, SealedTrust, Selector, SignatureError, State, Step,
-    Subject, Succession, Taken, Timestamp, Token, TokenId, TokenRecord, Trust, Vitality, WIRE_VERSION,
+    PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument, SealedSecrets, SealedTrust, Secrets, Selector,
+    SignatureError, State, Step, Subject, Succession, Taken, Timestamp, Token, TokenId, TokenRecord, Trust, Vitality,
+    WIRE_VERSION, secret,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -90,6 +92,7 @@ fn order() -> Order {
         max_output_bytes: 1 << 20,
         args: serde_json::to_value(args).unwrap(),
         supersede: None,
+        secrets: None,
     }
 }
 
@@ -117,6 +120,7 @@ fn vectors() -> Value {
         "succession": successions(),
         "policy": policies(),
         "orders": orders(),
+        "secrets": secrets(),
         "replies": replies(),
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
@@ -479,6 +483,77 @@ fn reply(states: &[State], reason: Option<&str>, outcome: Option<Outcome>) -> Va
         clock_error_ms: None,
     };
     sealed_message(&subject, Some(format!("{REPLY_ID}-{step}")), &json_bytes(&reply), &node())
+}
+
+/// Random bytes that are known: so that the box is the same each time.
+struct Nines;
+
+impl RngCore for Nines {
+    fn next_u32(&mut self) -> u32 {
+        u32::from_le_bytes([9; 4])
+    }
+    fn next_u64(&mut self) -> u64 {
+        u64::from_le_bytes([9; 8])
+    }
+    fn fill_bytes(&mut self, dest: &mut [u8]) {
+        dest.fill(9);
+    }
+    fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), rand_core::Error> {
+        self.fill_bytes(dest);
+        Ok(())
+    }
+}
+impl CryptoRng for Nines {}
+
+fn order_with_secrets() -> Order {
+    let mut secrets = Secrets::default();
+    secrets.add("DB_PASSWORD", b"hunter2".to_vec().into()).unwrap();
+    secrets.add("token", vec![0, 255, 10].into()).unwrap();
+    let sealed = secret::seal(&order(), &PublicKey::of(&operator()), &secrets, &mut Nines).unwrap();
+    Order { secrets: Some(sealed), ..order() }
+}
+
+fn secrets() -> Value {
+    let genuine = order_with_secrets();
+    let text = |order: &Order| String::from_utf8(order.to_bytes().unwrap()).unwrap();
+    let sealed = genuine.secrets.clone().unwrap();
+    let mut bytes = BASE64.decode(sealed.sealed.as_bytes()).unwrap();
+    bytes[40] ^= 1;
+    let altered = SealedSecrets { sealed: BASE64.encode(&bytes), ..sealed.clone() };
+    let fewer = SealedSecrets { names: vec!["token".into()], ..sealed };
+    let (operator, stranger) = (operator().public_key(), stranger().public_key());
+    let refused = |why: &str, order: Order, by: &str| json!({"why": why, "order": text(&order), "by": by});
+    json!({
+        "what": "`order` is signed by `by`, and its box opens with the seed of `keys.node`. Its ephemeral private key \
+                 is 32 bytes of 9. Each of `refused` must not be used",
+        "order": text(&genuine),
+        "by": operator,
+        "opened_base64": {"DB_PASSWORD": BASE64.encode(b"hunter2"), "token": BASE64.encode(&[0, 255, 10])},
+        "refused": [
+            refused("the box was altered", Order { secrets: Some(altered), ..genuine.clone() }, &operator),
+            refused("a name is missing", Order { secrets: Some(fewer), ..genuine.clone() }, &operator),
+            refused("it is of another order", Order { id: OrderId::from_bytes([0x12; 16]), ..genuine.clone() }, &operator),
+            refused("it is of another method", Order { method: Token::method("other").unwrap(), ..genuine.clone() }, &operator),
+            refused("it is of another operator's order", genuine, &stranger),
+        ],
+    })
+}
+
+#[test]
+fn secrets_are_opened_and_refused_as_published() {
+    let vectors = &read()["secrets"];
+    let opened = |vector: &Value| {
+        let order = Order::parse(vector["order"].as_str().unwrap().as_bytes()).unwrap();
+        secret::open(&order, &PublicKey::parse(vector["by"].as_str().unwrap()).unwrap(), &node())
+    };
+    let values: BTreeMap<String, String> =
+        opened(vectors).unwrap().iter().map(|(name, value)| (name.to_owned(), BASE64.encode(value))).collect();
+    assert_eq!(json!(values), vectors["opened_base64"]);
+    let refused = vectors["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 5);
+    for vector in refused {
+        assert!(opened(vector).is_err(), "{}", vector["why"]);
+    }
 }
 
 fn replies() -> Value {

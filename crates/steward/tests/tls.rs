@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use world::{eventually, program, send};
 
@@ -205,4 +207,113 @@ fn a_unit_enrols_itself_over_tls_by_the_authority_in_its_token() {
     eventually("it knocks and is let in", || tls.steward(&["node", "accept", "ship7", "--yes"]).status.success());
     let ran = tls.steward(&["run", "ship7", "--wait", "30s", "--", "true"]);
     assert!(ran.status.success(), "{}", said(&ran));
+}
+
+/// What the broker says to a raw client after the handshake, with this certificate and its key, or none; an error if the handshake
+/// or what follows breaks off.
+fn raw(address: &str, ca: &Path, own: Option<&str>) -> std::io::Result<String> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots);
+    let config = match own {
+        None => config.with_no_client_auth(),
+        Some(pem) => {
+            let certs = CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect();
+            let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+            config.with_client_auth_cert(certs, key).unwrap()
+        }
+    };
+    let mut tcp = TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+    // The greeting is in plain text, one byte at a time: nothing of what follows may be taken with it.
+    let mut byte = [0];
+    while byte != *b"\n" {
+        tcp.read_exact(&mut byte)?;
+    }
+    let session = rustls::ClientConnection::new(config.into(), ServerName::try_from("127.0.0.1").unwrap())
+        .map_err(std::io::Error::other)?;
+    let mut stream = rustls::StreamOwned::new(session, tcp);
+    stream.write_all(b"CONNECT {\"verbose\":true}\r\nPING\r\n")?;
+    let mut said = vec![0; 4096];
+    let length = stream.read(&mut said)?;
+    Ok(String::from_utf8_lossy(&said[..length]).into_owned())
+}
+
+/// A client's certificate and key, signed by the authority of a home or another one, which ends in this year.
+fn client_of(ca_key: &str, until: i32) -> String {
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name = rcgen::DistinguishedName::new();
+    ca.distinguished_name.push(DnType::CommonName, "steward fleet");
+    let issuer = Issuer::from_params(&ca, KeyPair::from_pem(ca_key).unwrap());
+    let mut params = CertificateParams::default();
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    format!("{}{}", params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_broker_that_asks_for_certificates_lets_in_nobody_without_one() {
+    let mut tls = Tls::start(&["--tls-verify"]);
+    assert!(tls.server.starts_with("tls://"), "{}", tls.server);
+    let home = tls.home.path().to_owned();
+    let ca = home.join("tls/ca.pem");
+    // Whoever has a bundle gets in: a node, and an operator elsewhere.
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let enrolled = tls.steward(&["node", "enroll", "ship1", "--out", &path("ship1.bundle")]);
+    assert!(enrolled.status.success(), "{}", said(&enrolled));
+    let agent = program()
+        .args(["agent", "--bundle", &path("ship1.bundle"), "--end-commands", "--state", &path("ship1")])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    tls.children.push(agent);
+    eventually("ship1 answers", || tls.steward(&["run", "ship1", "--", "true"]).status.success());
+    let mode = std::fs::metadata(path("ship1/ca.client.pem")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    let added = tls.steward(&["operator", "add", "anna", "--out", &path("anna.bundle")]);
+    assert!(added.status.success(), "{}", said(&added));
+    let annas = dir.path().join("annas");
+    let imported = at(&annas, &["context", "import", &path("anna.bundle")]);
+    assert!(imported.status.success(), "{}", said(&imported));
+    let _ = at(&annas, &["context", "use", "anna"]);
+    let ran = at(&annas, &["run", "ship1", "--", "true"]);
+    assert!(ran.status.success(), "{}", said(&ran));
+    // Raw clients: with the bundle's certificate the broker talks; without one, with another authority's or with one that has
+    // ended it does not.
+    let bundle: Value = serde_json::from_str(&std::fs::read_to_string(path("ship1.bundle")).unwrap()).unwrap();
+    let genuine = bundle["client"].as_str().unwrap();
+    assert!(raw(tls.address(), &ca, Some(genuine)).unwrap().contains("-ERR"), "in, but nobody");
+    let ca_key = std::fs::read_to_string(home.join("tls/ca.key")).unwrap();
+    assert!(raw(tls.address(), &ca, Some(&client_of(&ca_key, 2100))).is_ok(), "made by the same authority");
+    let stranger = client_of(&authority().key.serialize_pem(), 2100);
+    for (who, own) in [("nobody", None), ("a stranger", Some(stranger)), ("the past", Some(client_of(&ca_key, 2020)))] {
+        let told = raw(tls.address(), &ca, own.as_deref());
+        assert!(told.as_ref().map_or(true, String::is_empty), "{who}: {told:?}");
+    }
+    // A client of ours without one is told what to do.
+    std::fs::remove_file(annas.join("contexts/anna.ca.client.pem")).unwrap();
+    let refused = at(&annas, &["node", "ls"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said(&refused).contains("operator rotate"), "{}", said(&refused));
+    // What reading the configuration anew must not do: bring back who was thrown out.
+    assert!(tls.steward(&["node", "revoke", "ship1", "--yes"]).status.success());
+    let broker = world::pids(|line| line.contains("nats-server") && line.contains(home.to_str().unwrap()));
+    broker.iter().for_each(|pid| send(*pid, 1));
+    let log = home.join("broker/nats.log");
+    eventually("it has read it", || std::fs::read_to_string(&log).is_ok_and(|log| log.contains("Reloaded")));
+    let credentials = bus::Credentials::parse(bundle["creds"].as_str().unwrap(), "the bundle").unwrap();
+    let connected = tokio::runtime::Runtime::new().unwrap().block_on(bus::Bus::connect(bus::ConnectOptions {
+        server: tls.server.clone(),
+        ca: Some(ca),
+        credentials,
+        name: "ship1".into(),
+        inbox_prefix: Some("_INBOX.ship1".into()),
+        patient: false,
+        ping_interval: Duration::from_secs(10),
+        api_prefix: bus::EDGE_API,
+    }));
+    assert!(matches!(connected, Err(bus::BusError::Refused { .. })), "{:?}", connected.err());
 }

@@ -12,6 +12,7 @@ use message::{
     OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument,
     SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord, Trust, Vitality, units,
 };
+use nkeys::{KeyPair, KeyPairType};
 
 use crate::frames::Frames;
 use crate::random::Random;
@@ -54,6 +55,12 @@ pub fn order(bytes: &[u8]) {
         assert_eq!(Order::parse(&written), Ok(order.clone()), "an order reads back as another one");
     }
     let _ = order.check_addressee(&order.subject().to_string(), &order.to);
+    // The node of the test vectors, whose order with secrets is among the seeds.
+    if let Ok(pair) = KeyPair::new_from_raw(KeyPairType::User, [3; 32])
+        && let Ok(secrets) = message::secret::open(&order, &order.to.key, &pair)
+    {
+        assert!(secrets.is_empty(), "a box of another operator was opened");
+    }
 }
 
 /// A reply, as operators and stations read it.

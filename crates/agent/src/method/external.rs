@@ -9,7 +9,7 @@ use bytes::Bytes;
 use keeper::Program;
 use message::reply::DATA_BYTES_MAX;
 
-use super::{Ended, Execution, order_environment, run_program};
+use super::{Ended, Execution, laid_out, order_environment, run_program};
 
 pub(super) async fn execute(path: &Path, execution: Execution<'_>) -> Option<Ended> {
     let order = execution.order;
@@ -21,6 +21,7 @@ pub(super) async fn execute(path: &Path, execution: Execution<'_>) -> Option<End
         timeout: order.timeout(),
         max_output: order.max_output_bytes,
         answer_max: DATA_BYTES_MAX,
+        secrets: laid_out(&execution.secrets),
         ..Program::default()
     };
     run_program(&program, execution).await

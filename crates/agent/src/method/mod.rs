@@ -11,7 +11,7 @@ mod shell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use message::{Order, Outcome, State, method};
+use message::{Order, Outcome, Secrets, State, method};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -59,6 +59,8 @@ pub(crate) struct Execution<'a> {
     pub(crate) order: &'a Order,
     /// The exact signed body.
     pub(crate) body: &'a str,
+    /// What was sealed to this node alone, opened.
+    pub(crate) secrets: Secrets,
     /// The local user to run programs as; `None` for the agent's own.
     pub(crate) user: Option<String>,
     pub(crate) output: &'a mut Output,
@@ -105,6 +107,11 @@ impl Method {
         ))
     }
 
+    /// Whether it runs a program, which secrets can be laid out for.
+    pub(crate) const fn takes_secrets(&self) -> bool {
+        matches!(self, Self::ShellCommand | Self::External(_))
+    }
+
     /// Executes an order. Ends by itself at the order's time-out or when cancelled. `None`: the agent goes, and the program
     /// that was executed goes on without it.
     pub(crate) async fn execute(&self, execution: Execution<'_>) -> Option<Ended> {
@@ -139,8 +146,16 @@ fn order_environment(order: &Order) -> Vec<(std::ffi::OsString, std::ffi::OsStri
         // What the agent was told by whoever started it is not for what an order starts: empty counts as unset.
         ("STEWARD_PARENT", String::new()),
         ("STEWARD_LOG", String::new()),
+        // Nor are the secrets of an order that started this agent; the keeper sets it where there are own ones.
+        (keeper::SECRETS_VARIABLE, String::new()),
     ]
     .into_iter()
     .map(|(name, value)| (name.into(), value.into()))
     .collect()
+}
+
+/// Secrets as the keeper takes them.
+fn laid_out(secrets: &Secrets) -> Vec<keeper::Secret> {
+    let secret = |(name, value): (&str, &[u8])| keeper::Secret { name: name.to_owned(), value: value.to_vec().into() };
+    secrets.iter().map(secret).collect()
 }

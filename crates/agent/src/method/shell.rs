@@ -7,7 +7,7 @@ use data_encoding::BASE64;
 use keeper::{Program, Script};
 use message::method::ShellCommand;
 
-use super::{Ended, Execution, order_environment, run_program};
+use super::{Ended, Execution, laid_out, order_environment, run_program};
 
 pub(super) async fn execute(execution: Execution<'_>) -> Option<Ended> {
     let order = execution.order;
@@ -40,6 +40,7 @@ pub(super) async fn execute(execution: Execution<'_>) -> Option<Ended> {
         timeout: order.timeout(),
         max_output: order.max_output_bytes,
         answer_max: 0,
+        secrets: laid_out(&execution.secrets),
     };
     run_program(&program, execution).await
 }

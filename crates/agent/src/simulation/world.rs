@@ -421,6 +421,7 @@ impl World {
             max_output_bytes: 1 << 20,
             args: serde_json::json!({"argv": ["x"]}),
             supersede: None,
+            secrets: None,
         }
     }
 

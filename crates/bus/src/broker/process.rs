@@ -81,6 +81,11 @@ impl Process {
         }
     }
 
+    /// Asks it to read its configuration anew, and the certificates that it names.
+    pub(super) fn reload(&self) {
+        self.signal(Signal::SIGHUP);
+    }
+
     /// The pid is still the server's, or nobody's: the thread that waits for it says so first.
     fn signal(&self, signal: Signal) {
         if !self.has_ended() {

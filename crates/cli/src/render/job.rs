@@ -202,6 +202,9 @@ pub(crate) fn head(record: &JobRecord, counts: &BTreeMap<State, u32>, now: Times
     if let Some(args) = &record.args {
         field("args", shortened(&tame(&args.to_string()), 300));
     }
+    if !record.secrets.is_empty() {
+        field("secrets", format!("{}, which only the nodes can read", tame(&record.secrets.join(", "))));
+    }
     field(
         "times",
         format!(
@@ -284,6 +287,7 @@ mod tests {
             method: Token::method("shellcommand").unwrap(),
             domain: Token::domain("operatingsystem").unwrap(),
             args: None,
+            secrets: Vec::new(),
             created: Timestamp::from_ms(1_795_348_800_000),
             expires: Timestamp::from_ms(1_795_352_400_000),
             timeout_ms: 60_000,

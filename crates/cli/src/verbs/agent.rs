@@ -1,5 +1,8 @@
 //! `steward agent`: the edge unit.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use agent::knock::{Enrolled, KnockOptions};
@@ -67,7 +70,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Ok(agent::Options {
             name: enrolled.name,
             server: enrolled.server,
-            ca: enrolled.ca.map(|pem| keep_ca(&state_dir, &pem)).transpose()?,
+            ca: enrolled.ca.map(|pem| keep_ca(&state_dir, &pem, enrolled.client.as_deref())).transpose()?,
             credentials: enrolled.credentials,
             root: enrolled.root,
             trust: enrolled.trust,
@@ -103,6 +106,7 @@ fn enrolled(bundle: Bundle) -> Enrolled {
         name: bundle.name,
         server: bundle.server,
         ca: bundle.ca,
+        client: bundle.client,
         credentials: bundle.creds,
         root: bundle.root,
         trust: bundle.trust,
@@ -134,7 +138,7 @@ fn with_token(
     let name = named.or(held).map_or_else(host_node_name, Ok)?;
     let ca = match &session.global.ca {
         Some(path) => Some(path.clone()),
-        None => token.ca.as_ref().map(|pem| keep_ca(&state_dir, pem)).transpose()?,
+        None => token.ca.as_ref().map(|pem| keep_ca(&state_dir, pem, None)).transpose()?,
     };
     let server = session.global.server.clone();
     Ok((KnockOptions { token, name, server, ca, state_dir: state_dir.clone() }, state_dir))
@@ -170,20 +174,30 @@ fn state_of(session: &Session, state_dir: Option<&Path>, named: Option<&NodeName
     })
 }
 
-/// Puts the authority's certificate where the connection finds it.
-fn keep_ca(state_dir: &Path, pem: &str) -> anyhow::Result<PathBuf> {
-    let path = state_dir.join("ca.pem");
-    if std::fs::read_to_string(&path).is_ok_and(|held| held == pem) {
-        return Ok(path);
+/// Puts the authority's certificate where the connection finds it, and beside it the one that the broker may ask for.
+fn keep_ca(state_dir: &Path, pem: &str, client: Option<&str>) -> anyhow::Result<PathBuf> {
+    let ca = state_dir.join("ca.pem");
+    keep(&ca, pem)?;
+    if let Some(client) = client {
+        keep(&bus::tls::client_file(&ca), client)?;
+    }
+    Ok(ca)
+}
+
+/// Puts a certificate of the bundle where the connection finds it: for its owner alone, since there may be a key beside it.
+fn keep(path: &Path, pem: &str) -> anyhow::Result<()> {
+    if std::fs::read_to_string(path).is_ok_and(|held| held == pem) {
+        return Ok(());
     }
     let write = || {
-        std::fs::create_dir_all(state_dir)?;
-        let staging = state_dir.join(".ca.pem.new");
-        std::fs::write(&staging, pem)?;
-        std::fs::rename(&staging, &path)
+        std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+        let staging = path.with_extension("new");
+        let _ = std::fs::remove_file(&staging); // of a run that died
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staging)?;
+        file.write_all(pem.as_bytes())?;
+        std::fs::rename(&staging, path)
     };
-    write().with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The keeper is this very program.

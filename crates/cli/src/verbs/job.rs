@@ -7,7 +7,7 @@ use bus::clock;
 use clap::Subcommand;
 use fleet::{ApprovePlan, CancelPlan, Fleet, Gather, JobView, PlacedJob, RETRIED, Terms};
 use message::method::Cancelled;
-use message::{NodeName, Pattern, State};
+use message::{NodeName, Pattern, Secrets, State};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::exit::Exit;
 use crate::render::job as text;
 use crate::render::live::Live;
 use crate::render::paint::tame;
+use crate::secrets::SecretArgs;
 use crate::session::Session;
 
 /// See what was ordered, and how it stands.
@@ -89,7 +90,7 @@ enum Verb {
     ///
     /// As it was: the same method, arguments and limits, for the nodes that failed, timed out, were interrupted, let it
     /// expire, rejected it, or have not answered. Where they have not answered, the old order is cancelled first, so
-    /// that nothing runs twice. Exit codes are those of `steward run`.
+    /// that nothing runs twice. Secrets have to be given again. Exit codes are those of `steward run`.
     #[command(
         after_help = "Examples:\n  steward job retry last\n  steward job retry last '*' --state failed,timed_out"
     )]
@@ -103,6 +104,8 @@ enum Verb {
         state: Vec<State>,
         #[command(flatten)]
         waiting: Waiting,
+        #[command(flatten)]
+        secrets: SecretArgs,
     },
 }
 
@@ -127,9 +130,10 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
             let waiting = bounded_by(limit, waiting);
             Box::pin(approve(session, &job, target.as_deref(), waiting)).await
         }
-        Verb::Retry { job, target, state, waiting } => {
+        Verb::Retry { job, target, state, waiting, secrets } => {
             let waiting = bounded_by(limit, waiting);
-            Box::pin(retry(session, &job, target.as_deref(), state, waiting)).await
+            let secrets = secrets.read()?;
+            Box::pin(retry(session, &job, target.as_deref(), state, waiting, secrets)).await
         }
     }
 }
@@ -184,12 +188,14 @@ async fn retry(
     target: Option<&str>,
     states: Vec<State>,
     waiting: Waiting,
+    secrets: Secrets,
 ) -> anyhow::Result<Exit> {
     let of = patterns(target)?;
     let states: BTreeSet<State> = if states.is_empty() { RETRIED.into() } else { states.into_iter().collect() };
     let fleet = session.connect().await?;
     let job = fleet.find_job(job).await?;
-    let mut plan = fleet.plan_retry(&job, &of, &states).await?;
+    // Before anything is cancelled for it.
+    let mut plan = fleet.plan_retry(&job, &of, &states).await?.with_secrets(secrets)?;
     plan.notes.iter().for_each(|note| session.out.note(note));
     if !plan.open.is_empty() {
         let done = cancel_first(session, &fleet, &job, &plan.open).await?;

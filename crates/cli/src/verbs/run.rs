@@ -11,7 +11,7 @@ use data_encoding::BASE64;
 use fleet::{Fleet, Follow, Gather, JobView, Node, OrderRequest, PlacedJob, Terms};
 use message::method::{CANCEL, Cancelled, SHELLCOMMAND, ShellCommand};
 use message::order::DEFAULT_DOMAIN;
-use message::{NodeName, State, Token};
+use message::{NodeName, Secrets, State, Token};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::render::live::Live;
 use crate::render::paint::{Paint, tame};
 use crate::render::table::{Cell, Table};
 use crate::render::{job as job_text, node as node_text, time};
+use crate::secrets::SecretArgs;
 use crate::session::Session;
 use crate::signals::StopSignals;
 use crate::watching::{Ended, Patience, presence, watch};
@@ -44,6 +45,7 @@ const FILE_BYTES_MAX: u64 = 768 * 1024;
         steward run '*' --sh 'df -h / | tail -1'\n  \
         steward run \"$(hostname -s)\" --timeout 5s -o json -- uptime\n  \
         steward run --all --dry-run -- reboot\n  \
+        steward run --all --secret TOKEN=@/etc/hostname --sh 'wc -c < \"$STEWARD_SECRETS/TOKEN\"'\n  \
         steward run --all --supersede greeting -- echo 'only the newest of those that wait'\n  \
         steward run --all --idempotency-key greeting-1 -- echo 'once, however often I am called'"
 )]
@@ -112,6 +114,9 @@ pub(crate) struct Ordering {
     /// Show who would get it, and end
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    secrets: SecretArgs,
 }
 
 fn supersede_key(text: &str) -> Result<Token, message::NameError> {
@@ -120,6 +125,9 @@ fn supersede_key(text: &str) -> Result<Token, message::NameError> {
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
     let selection = args.target.selection("run", " -- uptime")?;
+    if args.stdin.as_deref() == Some(Path::new("-")) && args.ordering.secrets.uses_stdin() {
+        return Err(Usage::new("a secret and the program's input cannot both come from standard input").into());
+    }
     let command = shell_command(&args)?;
     let what = What {
         method: Token::method(SHELLCOMMAND)?,
@@ -193,11 +201,12 @@ pub(crate) async fn order_and_wait(
     what: What,
     ordering: &Ordering,
 ) -> anyhow::Result<Exit> {
+    let secrets = ordering.secrets.read()?;
     let fleet = session.connect().await?;
     let found = fleet.resolve(selection).await?;
     found.notes.iter().for_each(|note| session.out.note(tame(note)));
     if ordering.dry_run {
-        return dry_run(session, &what, &found.nodes);
+        return dry_run(session, &what, &secrets, &found.nodes);
     }
     let request = OrderRequest {
         method: what.method,
@@ -210,6 +219,7 @@ pub(crate) async fn order_and_wait(
     let terms = Terms {
         supersede: ordering.supersede.clone(),
         idempotency_key: ordering.idempotency_key.clone(),
+        secrets,
         ..Terms::default()
     };
     place_and_wait(session, &fleet, &request, &found.nodes, &terms, ordering.waiting).await
@@ -266,14 +276,18 @@ fn tell_placed(session: &mut Session, placed: &PlacedJob) {
     }
 }
 
-fn dry_run(session: &mut Session, what: &What, nodes: &[Node]) -> anyhow::Result<Exit> {
+fn dry_run(session: &mut Session, what: &What, secrets: &Secrets, nodes: &[Node]) -> anyhow::Result<Exit> {
     if session.out.is_json() {
         let states: BTreeMap<&str, Value> =
             nodes.iter().map(|node| (node.name().as_str(), json!({"state": node.vitality.state.as_str()}))).collect();
-        session.out.json(&json!({
+        let mut told = json!({
             "dry_run": true, "method": what.method.as_str(), "domain": what.domain.as_str(),
             "args": what.args, "targets": nodes.len(), "nodes": states,
-        }))?;
+        });
+        if !secrets.is_empty() {
+            told["secrets"] = secrets.names().collect();
+        }
+        session.out.json(&told)?;
     } else {
         let mut table = Table::new(&["NODE", "STATE"]);
         for node in nodes {

@@ -27,6 +27,7 @@ impl JobView {
             self.counts().into_iter().map(|(state, count)| (state.to_string(), count.into())).collect();
         let record = &self.record;
         let retry_of = record.retry_of.iter().map(|job| ("retry_of".to_owned(), json!(job)));
+        let secrets = (!record.secrets.is_empty()).then(|| ("secrets".to_owned(), json!(record.secrets)));
         let head: [(String, Value); 8] = [
             ("job".into(), json!(record.job)),
             ("by".into(), json!(record.by)),
@@ -37,7 +38,7 @@ impl JobView {
             ("targets".into(), json!(self.nodes.len())),
             ("counts".into(), Value::Object(counts)),
         ];
-        head.into_iter().chain(retry_of).collect()
+        head.into_iter().chain(retry_of).chain(secrets).collect()
     }
 }
 

@@ -35,6 +35,7 @@ fn view(gather: Gather) -> JobView {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         args: None,
+        secrets: Vec::new(),
         created: Timestamp::from_ms(1_795_348_800_000),
         expires: Timestamp::from_ms(1_795_352_400_000),
         timeout_ms: 60_000,

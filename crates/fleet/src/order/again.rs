@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use message::method::{APPROVE, Approve, CANCEL, Cancel, STEWARD_DOMAIN};
-use message::{JobId, NodeName, Order, Pattern, State, Token};
+use message::{JobId, NodeName, Order, Pattern, Secrets, State, Token};
 
-use super::once::lifetime;
+use super::once::{lifetime, sealed_names};
 use super::{EXPIRES_MAX, OrderRequest, Terms, sha256};
 use crate::connection::Fleet;
 use crate::error::FleetError;
@@ -64,8 +64,33 @@ pub struct RetryPlan {
     pub nodes: Vec<Node>,
     /// Those of them that have not answered: their old orders may still run, and have to be cancelled first.
     pub open: BTreeSet<NodeName>,
+    /// The names of its secrets, which have to be given again.
+    pub secrets: Vec<String>,
     /// What was left out and why, as sentences for people.
     pub notes: Vec<String>,
+}
+
+impl RetryPlan {
+    /// The plan with the job's secrets, given anew: what was sealed before, only the nodes can read.
+    ///
+    /// # Errors
+    /// [`FleetError::Usage`] when these are not the secrets that the job was ordered with.
+    pub fn with_secrets(mut self, secrets: Secrets) -> Result<Self, FleetError> {
+        if !secrets.names().eq(self.secrets.iter().map(String::as_str)) {
+            let job = self.terms.retry_of.as_ref().map(ToString::to_string).unwrap_or_default();
+            return Err(FleetError::usage(if self.secrets.is_empty() {
+                format!("job {job} was ordered without secrets: order it anew to give it some, or leave --secret out")
+            } else {
+                let again: Vec<String> = self.secrets.iter().map(|name| format!("--secret {name}=@FILE")).collect();
+                format!(
+                    "job {job} was ordered with secrets, which only its nodes can read: give all of them again, with {}",
+                    again.join(" ")
+                )
+            }));
+        }
+        self.terms.secrets = secrets;
+        Ok(self)
+    }
 }
 
 /// The states of orders that are retried when nobody names others; and of those that have not answered.
@@ -132,6 +157,10 @@ impl Fleet {
         let record = &view.record;
         let what = record.args.as_ref().map_or_else(|| "arguments too long to be shown".into(), ToString::to_string);
         notes.push(format!("{} has ordered {}/{} with {what}", record.by, record.method, record.domain));
+        if !record.secrets.is_empty() {
+            let names = record.secrets.join(", ");
+            notes.push(format!("it comes with the secrets {names}, whose values only the nodes can read"));
+        }
         let name = |error: message::NameError| FleetError::usage(error.to_string());
         let request = OrderRequest {
             method: Token::method(APPROVE).map_err(name)?,
@@ -166,6 +195,7 @@ impl Fleet {
         let (nodes, mut notes) = self.registered(&meant).await?;
         let same: Vec<Node> = still_the_same(&view, nodes.clone(), &mut notes);
         let open = same.iter().map(|node| node.name().clone()).filter(|name| is_open(&view, name)).collect();
+        let secrets = sealed_names(&order).map(ToOwned::to_owned).collect();
         let request = OrderRequest {
             timeout: order.timeout(),
             expires: lifetime(order.created, order.expires),
@@ -175,7 +205,7 @@ impl Fleet {
             max_output: order.max_output_bytes,
         };
         let terms = Terms { supersede: order.supersede, retry_of: Some(job.clone()), ..Terms::default() };
-        Ok(RetryPlan { request, terms, nodes, open, notes })
+        Ok(RetryPlan { request, terms, nodes, open, secrets, notes })
     }
 
     /// Those of `names` that belong to the fleet now, and sentences about the others.

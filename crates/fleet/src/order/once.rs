@@ -49,6 +49,9 @@ pub(super) fn difference(
         Some("another method")
     } else if order.args != request.args {
         Some("other arguments")
+    } else if !sealed_names(&order).eq(terms.secrets.names()) {
+        // Their values nobody can compare: what was sealed, only the nodes can read.
+        Some("other secrets")
     } else if nodes != *targets {
         Some("other nodes")
     } else if order.timeout() != request.timeout
@@ -61,6 +64,11 @@ pub(super) fn difference(
     } else {
         None
     })
+}
+
+/// The names of what was sealed to an order's node.
+pub(super) fn sealed_names(order: &Order) -> impl Iterator<Item = &str> {
+    order.secrets.iter().flat_map(|secrets| secrets.names.iter().map(String::as_str))
 }
 
 /// How long an order that was made at `created` may wait.

@@ -4,12 +4,13 @@
 //! frozen list is under the operator's signature. A small job's only chunk travels inside its record.
 
 use bytes::Bytes;
+use crypto_box::aead::OsRng;
 use data_encoding::HEXLOWER;
 use message::job::{CHUNK_BYTES_MAX, JobKind};
 use message::order::ORDER_BYTES_MAX;
 use message::{
     Addressee, JobId, JobRecord, Kind, NodeName, Order, OrderError, OrderId, PublicKey, Seal, SealedOrder, Timestamp,
-    WIRE_VERSION,
+    WIRE_VERSION, secret,
 };
 use nkeys::KeyPair;
 use sha2::{Digest, Sha256};
@@ -74,6 +75,7 @@ impl Plan {
             timeout_ms: self.timeout_ms(),
             max_output_bytes: self.request.max_output,
             supersede: self.terms.supersede.clone(),
+            secrets: None,
         }
     }
 
@@ -96,6 +98,7 @@ impl Plan {
             method: self.request.method.clone(),
             domain: self.request.domain.clone(),
             args: (args_bytes <= LISTED_ARGS_BYTES_MAX).then(|| self.request.args.clone()),
+            secrets: self.terms.secrets.names().map(ToOwned::to_owned).collect(),
             created: self.created,
             expires: self.expires(),
             timeout_ms: self.timeout_ms(),
@@ -125,11 +128,17 @@ impl Plan {
         targets: Vec<(NodeName, PublicKey, OrderId)>,
         pair: &KeyPair,
     ) -> Result<Vec<SealedOrder>, FleetError> {
+        let by = PublicKey::of(pair);
         let mut total = 0;
         let count = targets.len();
         let mut orders = Vec::with_capacity(count);
         for (node, key, id) in targets {
-            let bytes = self.order(node.clone(), key.clone(), id).to_bytes().map_err(|error| match error {
+            let mut order = self.order(node.clone(), key.clone(), id);
+            if !self.terms.secrets.is_empty() {
+                let sealed = secret::seal(&order, &by, &self.terms.secrets, &mut OsRng);
+                order.secrets = Some(sealed.map_err(|error| FleetError::usage(format!("order for {node}: {error}")))?);
+            }
+            let bytes = order.to_bytes().map_err(|error| match error {
                 OrderError::TooLarge { bytes } => too_large(bytes, ORDER_BYTES_MAX),
                 other => FleetError::usage(other.to_string()),
             })?;

@@ -24,6 +24,7 @@ fn record(job: &JobId) -> JobRecord {
         method: Token::method("shellcommand").unwrap(),
         domain: Token::domain("operatingsystem").unwrap(),
         args: None,
+        secrets: Vec::new(),
         created: Timestamp::from_ms(i64::try_from(job.ms()).unwrap()),
         expires: Timestamp::from_ms(1),
         timeout_ms: 1,

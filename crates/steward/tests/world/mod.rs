@@ -106,6 +106,12 @@ impl World {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }
 
+    /// Runs the program and reads its output as JSON, whatever its exit code.
+    pub(crate) fn json_any(&self, arguments: &[&str]) -> Value {
+        let output = self.steward(&[&["-o", "json"], arguments].concat());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {output:?}"))
+    }
+
     /// Starts an agent and waits until it is online.
     pub(crate) fn agent(&mut self, name: &str, arguments: &[&str]) {
         self.start_agent(name, arguments);
