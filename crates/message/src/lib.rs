@@ -8,6 +8,7 @@
 //! stands), [`reply`] (what is answered) and [`sign`] (who said so).
 
 pub mod event;
+pub mod expression;
 pub mod id;
 pub mod job;
 pub mod method;
@@ -26,6 +27,7 @@ pub mod trust;
 pub mod units;
 
 pub use event::{EventBatch, EventRecord};
+pub use expression::Expression;
 pub use id::{InstanceId, JobId, MessageId, OrderId};
 pub use job::{JobRecord, OrderChunk, SealedOrder};
 pub use name::{NameError, NodeName, Token};
