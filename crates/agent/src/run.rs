@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::begin::Beginner;
-use crate::config::{Config, EventSource};
+use crate::config::{Config, EventSource, Link};
 use crate::counters::Counters;
+use crate::facts;
 use crate::fleettime::FleetTime;
 use crate::halt::Teller;
 use crate::intake::{Held, Intake, PLACES};
@@ -30,8 +31,6 @@ use crate::source::{self, FileSource};
 use crate::trust::Trusted;
 use crate::twin;
 
-/// Between two pings of an idle link.
-const PING_INTERVAL: Duration = Duration::from_secs(60);
 /// How long commands may take to end when the agent is stopped.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
 /// How long what is on its way may take when the agent is stopped.
@@ -67,11 +66,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
     let boot = clock::instance_id();
-    let interval = config.life_sign.unwrap_or(options.life_sign_interval);
+    let interval = config.life_sign.or(config.link.map(Link::life_sign)).unwrap_or(options.life_sign_interval);
+    let link = config.link.unwrap_or(Link::Normal);
     let has_journal = options.state_dir.join(journal::FILE).exists();
     let seat = has_journal.then(|| twin::seat(&options.state_dir));
     let beginner = Beginner { me: &me, pair: &pair, boot, interval, seat, dir: &options.state_dir };
-    let reach = async || connect(&options, credentials.clone()).await.ok();
+    let reach = async || connect(&options, credentials.clone(), link).await.ok();
     let full = |error: &JournalError| *error == JournalError::Full;
     let open = beginner.until(async || Journal::open(&options.state_dir), full, reach, &cancel).await?;
     let Some((journal, opened)) = open else { return Ok(()) };
@@ -115,8 +115,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         state_dir: options.state_dir.clone(),
         interval,
         events: config.event,
+        facts: Some((link.facts(), config.run_as)),
     };
-    Box::pin(live(ground, connect(&options, credentials), cancel)).await
+    Box::pin(live(ground, connect(&options, credentials, link), cancel)).await
 }
 
 /// What an agent stands on: all that it finds when it starts.
@@ -135,6 +136,8 @@ pub(crate) struct Ground {
     /// Between two life signs.
     pub(crate) interval: Duration,
     pub(crate) events: Vec<EventSource>,
+    /// How often the unit looks at its system, and as whom it asks `facts.d`; if facts are told at all.
+    pub(crate) facts: Option<(Duration, Option<String>)>,
 }
 
 /// Runs an agent that has all it needs but the link.
@@ -157,6 +160,7 @@ pub(crate) async fn live(
         state_dir,
         interval,
         events,
+        facts,
     } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
@@ -199,7 +203,7 @@ pub(crate) async fn live(
         floor: Arc::clone(&floor),
         interval,
         seat,
-        dir: state_dir,
+        dir: state_dir.clone(),
         cloned,
         twin_heard: None,
         revision: Arc::clone(&revision),
@@ -289,6 +293,14 @@ pub(crate) async fn live(
             ("approvals", Ok(()))
         });
     }
+    if let Some((interval, run_as)) = facts {
+        let teller = facts::Teller { bus: bus.clone(), identity: Arc::clone(&identity), state_dir, interval, run_as };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            teller.run(stop.clone()).await;
+            ("facts", Ok(()))
+        });
+    }
     {
         let (stop, presence) = (stop.clone(), Arc::clone(&presence));
         tasks.spawn(async move {
@@ -337,7 +349,7 @@ fn load_config(options: &Options) -> Result<Config, AgentError> {
     }
 }
 
-async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
+async fn connect(options: &Options, credentials: Credentials, link: Link) -> Result<Bus, AgentError> {
     let connect = ConnectOptions {
         server: options.server.clone(),
         ca: options.ca.clone(),
@@ -345,7 +357,7 @@ async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, Age
         name: format!("steward agent {}", options.name),
         inbox_prefix: Some(format!("_INBOX.{}", options.name)),
         patient: true,
-        ping_interval: PING_INTERVAL,
+        ping_interval: link.ping(),
         api_prefix: EDGE_API,
     };
     Ok(Bus::connect(connect).await?)

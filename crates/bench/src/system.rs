@@ -81,7 +81,7 @@ impl System {
         let context = Context::load(&Home::new(home.path()), None)?;
         let fleet = Fleet::connect(&context).await?;
         let patterns = Pattern::parse_list(NODE).map_err(|error| failed(error.to_string()))?;
-        let found = fleet.resolve(&Selection { patterns, all: false }).await?;
+        let found = fleet.resolve(&Selection { patterns, ..Selection::default() }).await?;
         let node = found.nodes.into_iter().next().ok_or_else(|| failed(format!("{NODE} is not there")))?;
         Ok(Self { child, home, fleet, node })
     }

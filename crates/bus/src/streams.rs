@@ -29,6 +29,8 @@ pub const REPLIES: &str = "REPLIES";
 pub const NODES: &str = "NODES";
 /// Bucket of life signs, by node.
 pub const PRESENCE: &str = "PRESENCE";
+/// Bucket of facts, by node.
+pub const FACTS: &str = "FACTS";
 /// Bucket of jobs: what was ordered.
 pub const JOBS: &str = "JOBS";
 /// Bucket of signed policies.
@@ -315,7 +317,7 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         ..message_stream(REPLIES, &["reply", "output"])
     };
     let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies)];
-    all.extend([NODES, PRESENCE, JOBS, POLICY, META].map(|name| (name, bucket(name, options.replicas))));
+    all.extend([NODES, PRESENCE, FACTS, JOBS, POLICY, META].map(|name| (name, bucket(name, options.replicas))));
     all
 }
 

@@ -22,8 +22,18 @@ async fn setting_up_again_changes_nothing() {
     assert_eq!(alice.contents().await, before);
     assert!(silent(&mut changes).await, "a stream was updated without need");
     let names: Vec<_> = before.iter().map(|(name, ..)| name.as_str()).collect();
-    let expected =
-        ["BOOT", "COMMANDS", "EVENTS", "KV_JOBS", "KV_META", "KV_NODES", "KV_POLICY", "KV_PRESENCE", "REPLIES"];
+    let expected = [
+        "BOOT",
+        "COMMANDS",
+        "EVENTS",
+        "KV_FACTS",
+        "KV_JOBS",
+        "KV_META",
+        "KV_NODES",
+        "KV_POLICY",
+        "KV_PRESENCE",
+        "REPLIES",
+    ];
     assert_eq!(names, expected);
 }
 

@@ -9,6 +9,7 @@
 
 pub mod event;
 pub mod expression;
+pub mod facts;
 pub mod id;
 pub mod job;
 pub mod method;
@@ -28,6 +29,7 @@ pub mod units;
 
 pub use event::{EventBatch, EventRecord};
 pub use expression::Expression;
+pub use facts::Facts;
 pub use id::{InstanceId, JobId, MessageId, OrderId};
 pub use job::{JobRecord, OrderChunk, SealedOrder};
 pub use name::{NameError, NodeName, Token};

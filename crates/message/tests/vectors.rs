@@ -19,7 +19,7 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, EventBatch, History, InstanceId, JobId, Kind, Labels, LifeSign, MessageId, NodeName, NodeRecord,
+    Addressee, EventBatch, Facts, History, InstanceId, JobId, Kind, Labels, LifeSign, MessageId, NodeName, NodeRecord,
     Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy, PublicKey, Reply, ReplySubject,
     Seal, SealedDocument, Selector, SignatureError, State, Step, Subject, Timestamp, Token, Trust, Vitality,
     WIRE_VERSION,
@@ -118,6 +118,7 @@ fn vectors() -> Value {
         "replies": replies(),
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
+        "facts": sealed_message("$KV.FACTS.ship1", None, &json_bytes(&facts()), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
         "event_batch": event_batch(),
         "histories": histories(),
@@ -456,6 +457,11 @@ fn output() -> Value {
         "what": "the output that the third of `replies` accounts for; of stderr another 1000 bytes were cut off",
         "messages": [piece(0, "stdout", STDOUT), piece(1, "stderr", STDERR)],
     })
+}
+
+fn facts() -> Facts {
+    let told = json!({"arch": "x86_64", "memory": {"total": 8_000_000_000_u64}, "local": {"gpu": {"count": 2}}});
+    Facts::new(name("ship1"), Timestamp::from_ms(NOON_MS), told.as_object().unwrap().clone())
 }
 
 fn life_sign(condition: Condition) -> LifeSign {
@@ -821,6 +827,7 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     };
     let sign: LifeSign = serde_json::from_str(&signed_by("life_sign", "node")).unwrap();
     assert_eq!(sign, life_sign(Condition::Up));
+    assert_eq!(Facts::parse(signed_by("facts", "node").as_bytes()), Ok(facts()));
     let record: NodeRecord = serde_json::from_str(&signed_by("node_record", "operator")).unwrap();
     assert_eq!(record.key, public(&vectors, "node"));
     let batch = EventBatch::parse(signed_by("event_batch", "node").as_bytes()).unwrap();

@@ -682,6 +682,7 @@ impl World {
                 state_dir,
                 interval,
                 events: Vec::new(),
+                facts: None,
             };
             live(ground, async { Ok(bus) }, stop).await
         });

@@ -16,9 +16,10 @@ const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
 pub const EDGE_API_PREFIX: &str = "core.API";
 
 /// Streams of which a node reads the last message of a subject by direct get, and which subjects.
-const READABLE: [(&str, &str); 5] = [
+const READABLE: [(&str, &str); 6] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
+    ("KV_FACTS", "$KV.FACTS.{{name()}}"),
     ("KV_POLICY", "$KV.POLICY.*"),
     ("KV_META", "$KV.META.epoch"),
     // What it answered before: a node whose journal was lost or set back does not run an order again.
@@ -26,11 +27,12 @@ const READABLE: [(&str, &str); 5] = [
 ];
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 7] = [
+const NODE_PUBLISHES: [&str; 8] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
     "$KV.PRESENCE.{{name()}}",
+    "$KV.FACTS.{{name()}}",
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
     "core.API.CONSUMER.DELETE.COMMANDS.{{name()}}",
@@ -206,7 +208,7 @@ fn doors() -> Vec<Door> {
         .map(|kind| format!("in.*.{kind}.*.*"))
         .map(|subject| Door::service(subject.clone(), subject))
         .collect();
-    doors.push(Door::service("$KV.PRESENCE.*", "$KV.PRESENCE.*"));
+    doors.extend(["$KV.PRESENCE.*", "$KV.FACTS.*"].map(|subject| Door::service(subject, subject)));
     doors.push(Door::api("CONSUMER.CREATE.COMMANDS.>"));
     doors.push(Door::api("CONSUMER.MSG.NEXT.COMMANDS.*").with_many_answers());
     doors.push(Door::api("CONSUMER.DELETE.COMMANDS.*"));

@@ -48,6 +48,13 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 2000)]
         orders: usize,
     },
+    /// Finding who is meant in a large fleet, by label and by expression
+    #[command(after_help = "Example:\n  steward bench select --nodes 100000 -o json")]
+    Select {
+        /// Over how many nodes
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        nodes: usize,
+    },
     /// What an agent at rest costs, the program's size, and a whole `steward run`
     #[command(after_help = "Example:\n  steward bench rest --for 5m -o json")]
     Rest {
@@ -62,6 +69,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Roundtrip { orders } => show(session, &bench::roundtrip(orders).await?),
         What::Node { orders, domains } => show(session, &bench::node(orders, domains).await?),
         What::Policy { orders } => show(session, &bench::policy(orders)?),
+        What::Select { nodes } => show(session, &bench::select(nodes)?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
     }
 }
