@@ -248,7 +248,7 @@ mod tests {
         let told = Facts::new(NodeName::new("ship1").unwrap(), Timestamp::default(), serde_json::Map::new());
         let payload = serde_json::to_vec(&told).unwrap();
         let by = |signer| Written { key: "ship1", signer: Ok(signer), payload: &payload };
-        assert_eq!(facts(&by(key(7)), &registered("ship1")), Ok(told.clone()));
+        assert_eq!(facts(&by(key(7)), &registered("ship1")), Ok(told));
         assert!(facts(&by(key(1)), &registered("ship1")).is_err());
         assert!(facts(&by(key(7)), &registered("ship2")).is_err());
     }
