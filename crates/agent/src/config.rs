@@ -39,6 +39,10 @@ pub struct Config {
     /// as long without a word.
     #[serde(default, deserialize_with = "life_sign")]
     pub life_sign: Option<Duration>,
+    /// What its link is like: `"normal"`, `"slow"` or `"metered"`. Says how often it speaks while nothing happens;
+    /// `life_sign` wins.
+    #[serde(default)]
+    pub link: Option<Link>,
     /// The only methods that may be called here, as globs, whatever the policy allows.
     #[serde(default, deserialize_with = "some")]
     pub allow_methods: Vec<Glob>,
@@ -54,6 +58,47 @@ pub struct Config {
     /// What it reports.
     #[serde(default)]
     pub event: Vec<EventSource>,
+}
+
+/// What a link is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Link {
+    /// It is there, and costs nothing.
+    Normal,
+    /// It is thin.
+    Slow,
+    /// Each byte is paid for.
+    Metered,
+}
+
+impl Link {
+    /// Between two life signs.
+    pub const fn life_sign(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Normal => 30,
+            Self::Slow => 5 * 60,
+            Self::Metered => 30 * 60,
+        })
+    }
+
+    /// Between two pings of an idle link: after two without an answer it counts as down.
+    pub const fn ping(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Normal => 60,
+            Self::Slow => 5 * 60,
+            Self::Metered => 30 * 60,
+        })
+    }
+
+    /// Between two looks at the system; what has not changed is not told.
+    pub const fn facts(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Normal => 10 * 60,
+            Self::Slow => 3600,
+            Self::Metered => 6 * 3600,
+        })
+    }
 }
 
 /// One `[[event]]` table: a source of events.
@@ -99,9 +144,10 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "name",
     "life_sign",
+    "link",
     "allow_methods",
     "allow_domains",
     "run_as",
@@ -174,6 +220,14 @@ mod tests {
         .unwrap();
         assert_eq!(config.event[0].to.as_str(), "central");
         assert_eq!(config.event[0].file, Path::new("/var/log/nginx/access.log"));
+    }
+
+    #[test]
+    fn a_link_says_how_often_a_unit_speaks() {
+        let link = Config::parse("link = \"metered\"").unwrap().link.unwrap();
+        assert_eq!((link, link.life_sign()), (Link::Metered, Duration::from_secs(1800)));
+        assert!(LIFE_SIGNS.contains(&link.life_sign()));
+        assert!(Config::parse("link = \"satellite\"").unwrap_err().contains("metered"));
     }
 
     #[test]

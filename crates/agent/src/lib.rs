@@ -5,13 +5,14 @@
 //! broker or the station: only signatures count, and only the keys that the fleet's root has signed.
 //!
 //! The way of an order: `intake` takes it from the bus, `judge` decides (pure), the journal keeps it,
-//! `process` runs it by a `method`, `report` tells how it stands; `in_hand` says who may still withdraw or end it. Beside it run `presence` (life signs) and
-//! `source` (events). `run` starts all of it and sees all of it end.
+//! `process` runs it by a `method`, `report` tells how it stands; `in_hand` says who may still withdraw or end it. Beside it run `presence` (life signs),
+//! `facts` (what the system is like) and `source` (events). `run` starts all of it and sees all of it end.
 
 mod begin;
 pub mod config;
 mod counters;
 mod disk;
+mod facts;
 mod fleettime;
 mod halt;
 mod in_hand;

@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::begin::Beginner;
-use crate::config::{Config, EventSource};
+use crate::config::{Config, EventSource, Link};
 use crate::counters::Counters;
+use crate::facts;
 use crate::fleettime::FleetTime;
 use crate::halt::Teller;
 use crate::intake::{Held, Intake, PLACES, left_waiting};
@@ -67,11 +68,12 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
     let boot = clock::instance_id();
-    let interval = config.life_sign.unwrap_or(options.life_sign_interval);
+    let interval = config.life_sign.or(config.link.map(Link::life_sign)).unwrap_or(options.life_sign_interval);
+    let link = config.link.unwrap_or(Link::Normal);
     let has_journal = options.state_dir.join(journal::FILE).exists();
     let seat = has_journal.then(|| twin::seat(&options.state_dir));
     let beginner = Beginner { me: &me, pair: &pair, boot, interval, seat, dir: &options.state_dir };
-    let reach = async || connect(&options, credentials.clone()).await.ok();
+    let reach = async || connect(&options, credentials.clone(), link).await.ok();
     let full = |error: &JournalError| *error == JournalError::Full;
     let open = beginner.until(async || Journal::open(&options.state_dir), full, reach, &cancel).await?;
     let Some((journal, opened)) = open else { return Ok(()) };
@@ -120,8 +122,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         events: config.event,
         give_back: rest::give_back,
         tokens: Some(tokens),
+        facts: Some((link.facts(), config.run_as)),
     };
-    Box::pin(live(ground, connect(&options, credentials), cancel)).await
+    Box::pin(live(ground, connect(&options, credentials, link), cancel)).await
 }
 
 /// What an agent stands on: all that it finds when it starts.
@@ -144,6 +147,8 @@ pub(crate) struct Ground {
     pub(crate) give_back: GiveBack,
     /// What renews its token; `None` where nobody asks for one.
     pub(crate) tokens: Option<Tokens>,
+    /// How often the unit looks at its system, and as whom it asks `facts.d`; if facts are told at all.
+    pub(crate) facts: Option<(Duration, Option<String>)>,
 }
 
 /// Runs an agent that has all it needs but the link.
@@ -168,6 +173,7 @@ pub(crate) async fn live(
         events,
         give_back,
         tokens,
+        facts,
     } = ground;
     let Left { held, interrupted } = left;
     let bus = connect.await?;
@@ -210,7 +216,7 @@ pub(crate) async fn live(
         floor: Arc::clone(&floor),
         interval,
         seat,
-        dir: state_dir,
+        dir: state_dir.clone(),
         cloned,
         twin_heard: None,
         revision: Arc::clone(&revision),
@@ -306,6 +312,14 @@ pub(crate) async fn live(
             ("approvals", Ok(()))
         });
     }
+    if let Some((interval, run_as)) = facts {
+        let teller = facts::Teller { bus: bus.clone(), identity: Arc::clone(&identity), state_dir, interval, run_as };
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            teller.run(stop.clone()).await;
+            ("facts", Ok(()))
+        });
+    }
     {
         let (stop, presence) = (stop.clone(), Arc::clone(&presence));
         tasks.spawn(async move {
@@ -354,8 +368,9 @@ fn load_config(options: &Options) -> Result<Config, AgentError> {
     }
 }
 
-async fn connect(options: &Options, credentials: Credentials) -> Result<Bus, AgentError> {
-    let connect = bus::node::options(&options.name, options.server.clone(), options.ca.clone(), credentials);
+async fn connect(options: &Options, credentials: Credentials, link: Link) -> Result<Bus, AgentError> {
+    let mut connect = bus::node::options(&options.name, options.server.clone(), options.ca.clone(), credentials);
+    connect.ping_interval = link.ping();
     Ok(Bus::connect(connect).await?)
 }
 

@@ -204,7 +204,7 @@ async fn enrol(system: &System, nodes: usize) -> Result<Vec<Unit>, BenchError> {
 async fn order(system: &System, nodes: usize) -> Result<(f64, f64), BenchError> {
     let request = order_true(DEFAULT_DOMAIN)?;
     let begun = Instant::now();
-    let targets = system.fleet.resolve(&Selection { patterns: Vec::new(), all: true }).await?;
+    let targets = system.fleet.resolve(&Selection { all: true, ..Selection::default() }).await?;
     let (_, mut follow) =
         system.fleet.order_and_follow(&request, &targets.nodes, &Terms::default(), Gather::Ignore).await?;
     let placed = begun.elapsed().as_secs_f64();

@@ -1,6 +1,6 @@
 //! Measures Steward beside its limits: bare program starts, bare acknowledged publishes, bare disk syncs.
 //!
-//! Each measurement but that of the policy starts a system of its own (`steward up` in a temporary home), takes its limits in the same
+//! Each measurement but those of the policy and of targets starts a system of its own (`steward up` in a temporary home), takes its limits in the same
 //! run on the same machine, and reports both. What flows out are figures with their units in their names. It must
 //! never report a figure without the limit that it is to be judged by.
 
@@ -11,6 +11,7 @@ mod node;
 mod policy;
 mod rest;
 mod roundtrip;
+mod select;
 mod system;
 mod units;
 
@@ -20,5 +21,6 @@ pub use node::{NodeFigures, node};
 pub use policy::{PolicyFigures, policy};
 pub use rest::{RestFigures, rest};
 pub use roundtrip::{RoundtripFigures, roundtrip};
+pub use select::{SelectFigures, select};
 pub use system::BenchError;
 pub use units::units;

@@ -57,7 +57,7 @@ impl System {
     pub(crate) async fn start() -> Result<(Self, Node), BenchError> {
         let system = Self::up(&["--name", NODE]).await?;
         let patterns = Pattern::parse_list(NODE).map_err(|error| BenchError::System(error.to_string()))?;
-        let found = system.fleet.resolve(&Selection { patterns, all: false }).await?;
+        let found = system.fleet.resolve(&Selection { patterns, ..Selection::default() }).await?;
         let gone = || BenchError::System(format!("{NODE} is not there"));
         let node = found.nodes.into_iter().next().ok_or_else(gone)?;
         Ok((system, node))

@@ -14,6 +14,8 @@ use crate::wire::{Headers, Message, Stored, broker_time};
 pub const NODES: &str = "NODES";
 /// The last life sign of each node; written by the nodes themselves.
 pub const PRESENCE: &str = "PRESENCE";
+/// What each node says of its system; written by the nodes themselves.
+pub const FACTS: &str = "FACTS";
 /// What was ordered; written by operators.
 pub const JOBS: &str = "JOBS";
 /// Who may order, and what; signed by the root or its delegate.

@@ -31,6 +31,8 @@ pub const REPLIES: &str = "REPLIES";
 pub const NODES: &str = "NODES";
 /// Bucket of life signs, by node.
 pub const PRESENCE: &str = "PRESENCE";
+/// Bucket of facts, by node.
+pub const FACTS: &str = "FACTS";
 /// Bucket of jobs: what was ordered.
 pub const JOBS: &str = "JOBS";
 /// Bucket of signed policies.
@@ -332,7 +334,8 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
     };
     let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies), (KNOCKS, knocks(options.replicas))];
     all.extend(
-        [NODES, PRESENCE, JOBS, POLICY, META, ADMISSIONS, USERS].map(|name| (name, bucket(name, options.replicas))),
+        [NODES, PRESENCE, FACTS, JOBS, POLICY, META, ADMISSIONS, USERS]
+            .map(|name| (name, bucket(name, options.replicas))),
     );
     all
 }

@@ -104,6 +104,8 @@ async fn a_node_may_not_speak_for_others_or_read_theirs() {
         "$KV.NODES.ship1",
         "$KV.POLICY.current",
         "$KV.META.epoch",
+        "$KV.FACTS.ship2",
+        "core.API.DIRECT.GET.KV_FACTS.$KV.FACTS.ship2",
         "core.API.DIRECT.GET.KV_NODES.$KV.NODES.ship2",
         "core.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.ship2",
         "core.API.DIRECT.GET.KV_NODES",
@@ -155,6 +157,7 @@ async fn answers_aimed_at_foreign_subjects_change_no_stream() {
     let create = "core.API.CONSUMER.CREATE.COMMANDS.ship1.ship1.command.>";
     let aims = [
         "$KV.PRESENCE.ship2",
+        "$KV.FACTS.ship2",
         "$KV.NODES.ship2",
         "$KV.POLICY.current",
         "in.ship2.command.shell.os",

@@ -28,6 +28,7 @@ async fn setting_up_again_changes_nothing() {
         "EVENTS",
         "KNOCKS",
         "KV_ADMISSIONS",
+        "KV_FACTS",
         "KV_JOBS",
         "KV_META",
         "KV_NODES",

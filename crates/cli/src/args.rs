@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use message::{NodeName, Pattern, Token, units};
+use message::{Expression, NodeName, Pattern, Selector, Token, units};
 
 use crate::exit::Usage;
 use crate::verbs;
@@ -67,12 +67,12 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) nats_context: Option<String>,
 
-    /// How to print: for people, as one JSON value, as one JSON value a line as things happen, or as a plain table
+    /// How to print: for people, as one JSON value, as one JSON value a line as things happen, as a plain table, or (`node ls`) as a wide one
     #[arg(
         short,
         long,
         global = true,
-        value_name = "human|json|ndjson|table",
+        value_name = "human|json|ndjson|table|wide",
         default_value = "human",
         hide_possible_values = true,
         hide_default_value = true
@@ -115,6 +115,8 @@ pub(crate) enum Format {
     Ndjson,
     /// A plain table
     Table,
+    /// A table with more columns, where there are more
+    Wide,
 }
 
 impl Format {
@@ -197,12 +199,44 @@ pub(crate) fn command() -> clap::Command {
     Cli::command()
 }
 
+/// Which nodes, by what is known of them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Traits {
+    /// Only nodes with these labels, as in Kubernetes: 'site=oslo,tier in (a,b),!old'
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+
+    /// Only nodes of which this holds: 'facts.memory.total > 4e9 && online' (`docs/targets.md` tells more)
+    #[arg(short = 'w', long = "where", value_name = "EXPR", allow_hyphen_values = true)]
+    pub(crate) condition: Option<String>,
+}
+
+impl Traits {
+    /// Whether anything is said.
+    pub(crate) const fn are_said(&self) -> bool {
+        self.selector.is_some() || self.condition.is_some()
+    }
+
+    /// Who is meant, by this and by name.
+    pub(crate) fn and_named(&self, target: Option<&str>) -> anyhow::Result<fleet::Selection> {
+        Ok(fleet::Selection {
+            patterns: target.map(Pattern::parse_list).transpose()?.unwrap_or_default(),
+            labels: self.selector.as_deref().map(Selector::parse).transpose()?,
+            condition: self.condition.as_deref().map(Expression::parse).transpose()?,
+            all: false,
+        })
+    }
+}
+
 /// Which nodes.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Target {
     /// Which nodes: a name, a glob ('ship*'), or several of them with commas between
     #[arg(value_name = "TARGET")]
     pub(crate) target: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) traits: Traits,
 
     /// Every node of the fleet
     #[arg(long)]
@@ -212,18 +246,15 @@ pub(crate) struct Target {
 impl Target {
     /// Who is meant, or how to say it.
     pub(crate) fn selection(&self, verb: &str, rest: &str) -> anyhow::Result<fleet::Selection> {
-        let patterns = match &self.target {
-            Some(text) => Pattern::parse_list(text)?,
-            None if self.all => Vec::new(),
-            None => {
-                return Err(Usage::new(format!(
-                    "which nodes? Name them (`steward {verb} ship1{rest}`, `steward {verb} 'ship*'{rest}`), or say \
-                     --all for every node of the fleet; `steward node ls` lists them"
-                ))
-                .into());
-            }
-        };
-        Ok(fleet::Selection { patterns, all: self.all })
+        if self.target.is_none() && !self.all && !self.traits.are_said() {
+            return Err(Usage::new(format!(
+                "which nodes? Name them (`steward {verb} ship1{rest}`, `steward {verb} 'ship*'{rest}`), choose them by \
+                 label (`steward {verb} -l site=oslo{rest}`), or say --all for every node of the fleet; `steward node \
+                 ls` lists them"
+            ))
+            .into());
+        }
+        Ok(fleet::Selection { all: self.all, ..self.traits.and_named(self.target.as_deref())? })
     }
 }
 
@@ -388,7 +419,7 @@ mod tests {
 
     #[test]
     fn nobody_is_meant_by_accident() {
-        let error = Target { target: None, all: false }.selection("run", " -- uptime").unwrap_err();
+        let error = Target::default().selection("run", " -- uptime").unwrap_err();
         assert_eq!(crate::exit::code_of(&error), crate::exit::Exit::Usage);
         assert!(error.to_string().contains("--all"));
     }

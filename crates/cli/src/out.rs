@@ -60,6 +60,11 @@ impl Out {
     }
 
     /// How results are wanted.
+    /// Whether stdout is a terminal.
+    pub(crate) const fn is_terminal(&self) -> bool {
+        self.stdout_is_terminal
+    }
+
     pub(crate) fn format(&self) -> Format {
         self.format
     }

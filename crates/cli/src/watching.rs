@@ -211,7 +211,7 @@ async fn look_at_silent(fleet: &Fleet, patience: &mut Patience) {
     }
     let seen = if silent.len() <= LOOK_ONE_BY_ONE_MAX {
         let patterns = silent.into_iter().map(Pattern::Name).collect();
-        fleet.resolve(&Selection { patterns, all: false }).await
+        fleet.resolve(&Selection { patterns, ..Selection::default() }).await
     } else {
         fleet.nodes().await
     };

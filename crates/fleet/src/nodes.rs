@@ -6,12 +6,14 @@ mod select;
 use std::time::Duration;
 
 use bus::keys::Role;
-use bus::kv::{NODES, PRESENCE, is_deletion};
+use bus::kv::{FACTS, NODES, PRESENCE, is_deletion};
 use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use message::registry::NodeKind;
-use message::{LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Timestamp, Vitality, WIRE_VERSION};
+use message::{
+    Expression, Facts, LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Selector, Timestamp, Vitality, WIRE_VERSION,
+};
 use serde_json::json;
 
 use crate::connection::Fleet;
@@ -34,12 +36,16 @@ const REVOKED: &[u8] = b"\"revoked\"";
 /// The stream in the broker's memory that tells when the broker started, and its subject.
 const BOOT: (&str, &str) = ("BOOT", "steward.boot");
 
-/// Who is meant. Nobody, unless patterns or `all` say so.
+/// Who is meant: whoever fulfils all that is there. Nobody, if nothing is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selection {
-    /// Names and globs; see [`Pattern::parse_list`].
+    /// Names and globs, of which one has to match; see [`Pattern::parse_list`].
     pub patterns: Vec<Pattern>,
-    /// Every node of the fleet.
+    /// What the labels have to be.
+    pub labels: Option<Selector>,
+    /// What has to hold of labels, facts and presence.
+    pub condition: Option<Expression>,
+    /// Every node of the fleet that fulfils the rest.
     pub all: bool,
 }
 
@@ -50,6 +56,8 @@ pub struct Node {
     pub record: NodeRecord,
     /// What it last said of itself.
     pub sign: Option<LifeSign>,
+    /// What it said of its system; read only where that is asked for.
+    pub facts: Option<Facts>,
     /// When the broker stored that.
     pub last_seen: Option<Timestamp>,
     /// How it stands.
@@ -72,7 +80,7 @@ impl Node {
             "reason": self.vitality.reason,
             "last_seen": self.last_seen,
             "labels": self.record.labels,
-            "facts": {},
+            "facts": self.facts.as_ref().map_or_else(|| json!({}), |told| told.facts.clone()),
             "version": self.sign.as_ref().map(|sign| &sign.version),
             "processes": self.sign.as_ref().map_or(0, |sign| sign.processes),
         })
@@ -91,17 +99,33 @@ pub struct FleetView {
 }
 
 impl Fleet {
-    /// All nodes.
+    /// All nodes, without their facts.
     ///
     /// # Errors
     /// [`FleetError`] when the broker cannot be asked.
     pub async fn nodes(&self) -> Result<FleetView, FleetError> {
-        let (records, signs, clock) = tokio::try_join!(self.bucket(NODES), self.bucket(PRESENCE), self.broker_clock())?;
-        let (trust, signs) = (self.trust(), std::sync::Arc::new(signs));
+        self.look(false).await
+    }
+
+    /// The nodes that are meant, or all if nothing is said, also if there are none, and also those that are no targets.
+    /// Facts are read if the selection or `facts` asks for them.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked, or a name is not known.
+    pub async fn list(&self, selection: &Selection, facts: bool) -> Result<FleetView, FleetError> {
+        select::narrow(self.look(facts || selection.needs_facts()).await?, selection)
+    }
+
+    async fn look(&self, facts: bool) -> Result<FleetView, FleetError> {
+        let told = async { if facts { self.facts().await } else { Ok(Vec::new()) } };
+        let (records, signs, told, clock) =
+            tokio::try_join!(self.bucket(NODES), self.bucket(PRESENCE), told, self.broker_clock())?;
+        let (trust, signs, told) = (self.trust(), std::sync::Arc::new(signs), std::sync::Arc::new(told));
         let mut parts = Vec::new();
         for part in records.chunks(VERIFY_BATCH) {
-            let (part, signs, trust) = (part.to_vec(), std::sync::Arc::clone(&signs), trust.clone());
-            parts.push(tokio::task::spawn_blocking(move || belief::view(&part, &signs, &trust, clock)));
+            let (part, trust) = (part.to_vec(), trust.clone());
+            let (signs, told) = (std::sync::Arc::clone(&signs), std::sync::Arc::clone(&told));
+            parts.push(tokio::task::spawn_blocking(move || belief::view(&part, &signs, &told, &trust, clock)));
         }
         let mut view = FleetView { at: clock.now, ..FleetView::default() };
         for part in try_join_all(parts).await.map_err(|error| FleetError::signing(&error))? {
@@ -112,12 +136,12 @@ impl Fleet {
         Ok(view)
     }
 
-    /// One node.
+    /// One node, with its facts.
     ///
     /// # Errors
     /// [`FleetError::NoMatch`] naming near names when there is none.
     pub async fn node(&self, name: &NodeName) -> Result<Node, FleetError> {
-        let mut view = self.named(&[name]).await?;
+        let mut view = self.named(&[name], true).await?;
         view.nodes.pop().ok_or_else(|| select::no_match(&[name], &[]))
     }
 
@@ -127,12 +151,14 @@ impl Fleet {
     /// [`FleetError::NoMatch`] when an exact name is not known (with near names) or nothing matches;
     /// [`FleetError::Usage`] when the selection is empty.
     pub async fn resolve(&self, selection: &Selection) -> Result<FleetView, FleetError> {
-        if selection.patterns.is_empty() && !selection.all {
-            return Err(FleetError::usage("no target: name nodes (`ship1,ship2`), a glob (`'ship*'`), or say --all"));
+        if selection.is_empty() {
+            return Err(FleetError::usage(
+                "no target: name nodes (`ship1,ship2`), a glob (`'ship*'`), a selector (-l site=oslo), or say --all",
+            ));
         }
         let view = match select::exact(selection) {
-            Some(names) if names.len() <= EXACT_MAX => self.named(&names).await?,
-            _ => self.nodes().await?,
+            Some(names) if names.len() <= EXACT_MAX => self.named(&names, selection.needs_facts()).await?,
+            _ => self.look(selection.needs_facts()).await?,
         };
         select::select(view, selection)
     }
@@ -294,21 +320,28 @@ impl Fleet {
     }
 
     /// The nodes of these names; an error if one is not known.
-    async fn named(&self, names: &[&NodeName]) -> Result<FleetView, FleetError> {
+    async fn named(&self, names: &[&NodeName], facts: bool) -> Result<FleetView, FleetError> {
         let one = |name: &NodeName| {
             let name = name.to_string();
-            async move { tokio::try_join!(self.bus().kv_get(NODES, &name), self.bus().kv_get(PRESENCE, &name)) }
+            async move {
+                let told = async { if facts { self.bus().kv_get(FACTS, &name).await } else { Ok(None) } };
+                tokio::try_join!(self.bus().kv_get(NODES, &name), self.bus().kv_get(PRESENCE, &name), told)
+            }
         };
         let all = async { try_join_all(names.iter().map(|name| one(name))).await.map_err(FleetError::from) };
         let (found, clock) = tokio::try_join!(all, self.broker_clock())?;
         let missing: Vec<&NodeName> =
-            names.iter().zip(&found).filter(|(_, (record, _))| record.is_none()).map(|(name, _)| *name).collect();
+            names.iter().zip(&found).filter(|(_, (record, ..))| record.is_none()).map(|(name, _)| *name).collect();
         if !missing.is_empty() {
             return Err(self.unknown(&missing).await);
         }
-        let (records, signs): (Vec<_>, Vec<_>) = found.into_iter().unzip();
-        let flat = |list: Vec<Option<Message>>| list.into_iter().flatten().collect::<Vec<_>>();
-        let mut view = belief::view(&flat(records), &flat(signs), &self.trust(), clock);
+        let (mut records, mut signs, mut told) = (Vec::new(), Vec::new(), Vec::new());
+        for (record, sign, facts) in found {
+            records.extend(record);
+            signs.extend(sign);
+            told.extend(facts);
+        }
+        let mut view = belief::view(&records, &signs, &told, &self.trust(), clock);
         if view.nodes.len() < names.len() {
             return Err(FleetError::NoMatch { message: view.notes.join("; ") });
         }
@@ -322,6 +355,14 @@ impl Fleet {
         let records = self.bucket(NODES).await.unwrap_or_default();
         let known: Vec<&str> = records.iter().map(|message| bus::kv::key_of(&message.subject)).collect();
         select::no_match(missing, &known)
+    }
+
+    /// What all nodes say of their systems; a broker that was set up before there was such a thing has none.
+    async fn facts(&self) -> Result<Vec<Message>, FleetError> {
+        match self.bucket(FACTS).await {
+            Err(FleetError::Bus(BusError::Broker { code: NO_SUCH_STREAM, .. })) => Ok(Vec::new()),
+            read => read,
+        }
     }
 
     async fn bucket(&self, bucket: &str) -> Result<Vec<Message>, FleetError> {

@@ -191,7 +191,7 @@ fn name(text: &str) -> NodeName {
 }
 
 fn target(text: &str) -> Selection {
-    Selection { patterns: Pattern::parse_list(text).unwrap(), all: false }
+    Selection { patterns: Pattern::parse_list(text).unwrap(), ..Selection::default() }
 }
 
 fn request(args: serde_json::Value) -> OrderRequest {
@@ -213,7 +213,7 @@ fn names(nodes: &[Node]) -> Vec<String> {
 async fn a_fleet_shows_who_belongs_to_it_and_how_each_stands() {
     let world = World::start().await;
     let fleet = &world.fleet;
-    let error = fleet.resolve(&Selection { patterns: vec![], all: true }).await.unwrap_err();
+    let error = fleet.resolve(&Selection { all: true, ..Selection::default() }).await.unwrap_err();
     assert_eq!(error.exit_code(), 5, "{error}");
 
     let (one, ten) = (world.node("ship1").await, world.node("ship10").await);
@@ -344,6 +344,7 @@ async fn a_job_for_thousands_is_stored_whole_and_sent_once() {
                 changed: None,
                 revoked: None,
             },
+            facts: None,
             sign: None,
             last_seen: None,
             vitality: Vitality { state: NodeState::Offline, reason: None },

@@ -9,6 +9,8 @@
 
 pub mod admission;
 pub mod event;
+pub mod expression;
+pub mod facts;
 pub mod id;
 pub mod job;
 pub mod method;
@@ -31,6 +33,8 @@ pub mod units;
 
 pub use admission::{Admission, Decision, EnrolToken, Knock, TokenRecord};
 pub use event::{EventBatch, EventRecord};
+pub use expression::Expression;
+pub use facts::Facts;
 pub use id::{InstanceId, JobId, MessageId, OrderId, TokenId};
 pub use job::{JobRecord, OrderChunk, SealedOrder};
 pub use name::{NameError, NodeName, Token};

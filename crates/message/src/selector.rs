@@ -89,6 +89,23 @@ impl Selector {
     }
 }
 
+impl Selector {
+    /// Why a node with these labels is meant: each requirement, with the label's value where the requirement leaves it open.
+    pub fn why(&self, labels: &Labels) -> Vec<String> {
+        let told = |requirement: &Requirement| {
+            let words = Self { requirements: vec![requirement.clone()] }.to_string();
+            let value = labels.get(&requirement.label);
+            match (&requirement.what, value) {
+                (What::In(values), _) if values.len() == 1 => words,
+                (What::Absent, _) => words,
+                (_, Some(value)) => format!("{words} ({}={value})", requirement.label),
+                (_, None) => format!("{words} (no label {})", requirement.label),
+            }
+        };
+        self.requirements.iter().map(told).collect()
+    }
+}
+
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, Requirement { label, what }) in self.requirements.iter().enumerate() {
@@ -320,6 +337,13 @@ mod tests {
         let selector = Selector::parse(text).unwrap();
         assert_eq!(selector.matches(&labels(of)), meant);
         assert_eq!(Selector::parse(&selector.to_string()), Ok(selector));
+    }
+
+    #[test]
+    fn a_selector_says_why_a_node_is_meant() {
+        let why = |text: &str| Selector::parse(text).unwrap().why(&labels("site=oslo tier=a"));
+        assert_eq!(why("site=oslo,tier in (a,b)"), ["site=oslo", "tier in (a,b) (tier=a)"]);
+        assert_eq!(why("role!=test,!gpu"), ["role!=test (no label role)", "!gpu"]);
     }
 
     #[rstest]

@@ -21,11 +21,11 @@ use message::sign::{KEY_HEADER, SIGNATURE_HEADER};
 use message::state::Merge;
 use message::trust::TrustKind;
 use message::{
-    Addressee, Admission, EnrolToken, EventBatch, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign, Lineage,
-    MessageId, NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject, OutputTally, Policy,
-    PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument, SealedSecrets, SealedTrust, Secrets, Selector,
-    SignatureError, State, Step, Subject, Succession, Taken, Timestamp, Token, TokenId, TokenRecord, Trust, Vitality,
-    WIRE_VERSION, secret,
+    Addressee, Admission, EnrolToken, EventBatch, Facts, History, InstanceId, JobId, Kind, Knock, Labels, LifeSign,
+    Lineage, MessageId, NodeName, NodeRecord, Operator, Order, OrderError, OrderId, Outcome, OutputSubject,
+    OutputTally, Policy, PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument, SealedSecrets, SealedTrust,
+    Secrets, Selector, SignatureError, State, Step, Subject, Succession, Taken, Timestamp, Token, TokenId, TokenRecord,
+    Trust, Vitality, WIRE_VERSION, secret,
 };
 use nkeys::{KeyPair, KeyPairType};
 use serde_json::{Value, json};
@@ -124,6 +124,7 @@ fn vectors() -> Value {
         "replies": replies(),
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
+        "facts": sealed_message("$KV.FACTS.ship1", None, &json_bytes(&facts()), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
         "admission": admission(),
         "renewal": sealed_message(&format!("$KV.USERS.{}", node().public_key()), None, &json_bytes(&renewal()), &operator()),
@@ -593,6 +594,11 @@ fn output() -> Value {
     })
 }
 
+fn facts() -> Facts {
+    let told = json!({"arch": "x86_64", "memory": {"total": 8_000_000_000_u64}, "local": {"gpu": {"count": 2}}});
+    Facts::new(name("ship1"), Timestamp::from_ms(NOON_MS), told.as_object().unwrap().clone())
+}
+
 fn life_sign(condition: Condition) -> LifeSign {
     LifeSign {
         v: WIRE_VERSION,
@@ -1025,6 +1031,7 @@ fn records_life_signs_and_events_are_signed_by_their_writers() {
     };
     let sign: LifeSign = serde_json::from_str(&signed_by("life_sign", "node")).unwrap();
     assert_eq!(sign, life_sign(Condition::Up));
+    assert_eq!(Facts::parse(signed_by("facts", "node").as_bytes()), Ok(facts()));
     let record: NodeRecord = serde_json::from_str(&signed_by("node_record", "operator")).unwrap();
     assert_eq!(record.key, public(&vectors, "node"));
     let part = &vectors["admission"];

@@ -55,7 +55,7 @@ fn node(name: &str, state: NodeState, reason: Option<&str>, seen_s: Option<i64>,
     });
     let last_seen = seen_s.map(ago);
     let age = seen_s.map(|seconds| Duration::from_secs(seconds.unsigned_abs()));
-    Node { record, sign, last_seen, vitality: Vitality { state, reason: reason.map(str::to_owned) }, age }
+    Node { record, sign, facts: None, last_seen, vitality: Vitality { state, reason: reason.map(str::to_owned) }, age }
 }
 
 fn job(number: u64, method: &str, domain: &str, created_s: i64, counts: &[(State, u32)]) -> JobSummary {

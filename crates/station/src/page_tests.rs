@@ -12,6 +12,7 @@ fn node(name: &str, state: NodeState) -> Node {
     Node {
         record: made_up::record(name, &made_up::key(1)),
         sign: Some(made_up::sign(name)),
+        facts: None,
         last_seen: Some(Timestamp::from_ms(1_795_348_800_000)),
         vitality: Vitality { state, reason: None },
         age: Some(Duration::from_secs(4)),

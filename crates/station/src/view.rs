@@ -164,6 +164,7 @@ impl Member {
         Node {
             record: self.record.clone(),
             sign: self.sign.as_ref().map(|(sign, _)| sign.clone()),
+            facts: None,
             last_seen,
             vitality,
             age,

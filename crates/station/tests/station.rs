@@ -250,7 +250,7 @@ async fn a_station_shows_the_fleet_and_says_when_it_cannot() {
     ship1.live(&ship1.pair).await;
 
     // What is stored before the station begins is in sight, and counts as old.
-    let selected = operator.resolve(&fleet::Selection { patterns: vec![], all: true }).await.unwrap();
+    let selected = operator.resolve(&fleet::Selection { all: true, ..fleet::Selection::default() }).await.unwrap();
     operator.order(&request(), &selected.nodes).await.unwrap();
     let first = ship1.order().await;
     let run = [State::Delivered, State::Running, State::Succeeded];

@@ -6,11 +6,13 @@
 //! found something.
 
 use bus::claims::{self, Creds};
+use message::expression::{Known, Steps};
 use message::policy::{Asked, Request, decide};
 use message::{
-    Admission, EnrolToken, EventBatch, JobId, JobRecord, Knock, Labels, LifeSign, Lineage, NodeName, NodeRecord, Order,
-    OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal, Reply, ReplySubject, Seal, SealedDocument,
-    SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord, Trust, Vitality, units,
+    Admission, EnrolToken, EventBatch, Expression, Facts, JobId, JobRecord, Knock, Labels, LifeSign, Lineage, NodeName,
+    NodeRecord, NodeState, Order, OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal, Reply,
+    ReplySubject, Seal, SealedDocument, SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord, Trust,
+    Vitality, units,
 };
 use nkeys::{KeyPair, KeyPairType};
 
@@ -27,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -42,6 +44,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
     Target { name: "admission", run: admission },
+    Target { name: "target", run: target },
 ];
 
 /// The longest input that the mutator makes.
@@ -138,6 +141,38 @@ pub fn name(bytes: &[u8]) {
     if let Ok(key) = PublicKey::parse(text) {
         assert!(key.verify(b"", "").is_err(), "nothing is no signature");
     }
+}
+
+/// An expression over nodes, judged by facts that are read from the same bytes; and facts alone.
+pub fn target(bytes: &[u8]) {
+    let (first, rest) = match bytes.iter().position(|byte| *byte == b'\n') {
+        Some(end) => (&bytes[..end], &bytes[end + 1..]),
+        None => (bytes, &[][..]),
+    };
+    let told = Facts::parse(rest).map(|told| told.facts).unwrap_or_default();
+    let Ok(expression) =
+        std::str::from_utf8(first).map_err(drop).and_then(|text| Expression::parse(text).map_err(drop))
+    else {
+        return;
+    };
+    let labels = Labels::new();
+    let known = Known {
+        name: "ship1",
+        state: NodeState::Online,
+        reason: None,
+        labels: &labels,
+        facts: &told,
+        version: None,
+        age_s: None,
+        uptime_s: None,
+        counts: None,
+    };
+    let held = expression.holds(&known, &mut Steps::default());
+    // With every bracket written, it may be too long or too deep; else it means the same.
+    if let (Ok(again), Ok(held)) = (Expression::parse(&expression.explicit()), held) {
+        assert_eq!(again.holds(&known, &mut Steps::default()), Ok(held), "an expression reads back as another one");
+    }
+    let _ = expression.why(&known);
 }
 
 /// A file of credentials, and the token in it.

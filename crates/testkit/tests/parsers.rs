@@ -100,6 +100,14 @@ fn the_seeds_are_what_the_parsers_are_made_for() {
     read("renewal", |bytes| message::Taken::parse(bytes, &whose(bytes)).is_ok());
     read("policy", |bytes| message::Policy::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
     read("policy", |bytes| message::Selector::parse(std::str::from_utf8(bytes).unwrap()).is_ok());
+    let line = |bytes: &[u8], first: bool| {
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        if first { bytes[..end].to_vec() } else { bytes[end + 1..].to_vec() }
+    };
+    assert!(seeds(TARGETS.into_iter().find(|target| target.name == "target").unwrap()).iter().all(|seed| {
+        message::Expression::parse(std::str::from_utf8(&line(seed, true)).unwrap()).is_ok()
+            && message::Facts::parse(&line(seed, false)).is_ok()
+    }));
     read("job_record", |bytes| serde_json::from_slice::<message::JobRecord>(bytes).is_ok());
     read("job_record", |bytes| serde_json::from_slice::<message::OrderChunk>(bytes).is_ok());
 }

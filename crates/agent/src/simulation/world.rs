@@ -685,6 +685,7 @@ impl World {
                 events: Vec::new(),
                 give_back: || Ok(0),
                 tokens: None,
+                facts: None,
             };
             live(ground, async { Ok(bus) }, stop).await
         });

@@ -17,9 +17,10 @@ const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
 pub const EDGE_API_PREFIX: &str = "core.API";
 
 /// Streams of which a node reads the last message of a subject by direct get, and which subjects.
-const READABLE: [(&str, &str); 6] = [
+const READABLE: [(&str, &str); 7] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
+    ("KV_FACTS", "$KV.FACTS.{{name()}}"),
     ("KV_POLICY", "$KV.POLICY.*"),
     ("KV_META", "$KV.META.epoch"),
     // Its new token, when the key that signs those of its role is another one.
@@ -32,11 +33,12 @@ const READABLE: [(&str, &str); 6] = [
 const RECEIPT: &str = "$KV.USERS.taken.{{subject()}}";
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 8] = [
+const NODE_PUBLISHES: [&str; 9] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
     "$KV.PRESENCE.{{name()}}",
+    "$KV.FACTS.{{name()}}",
     RECEIPT,
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
@@ -230,7 +232,7 @@ fn doors() -> Vec<Door> {
         .map(|kind| format!("in.*.{kind}.*.*"))
         .map(|subject| Door::service(subject.clone(), subject))
         .collect();
-    doors.extend(["$KV.PRESENCE.*", "$KV.USERS.taken.*"].map(|subject| Door::service(subject, subject)));
+    doors.extend(["$KV.PRESENCE.*", "$KV.FACTS.*", "$KV.USERS.taken.*"].map(|subject| Door::service(subject, subject)));
     doors.push(Door::api("CONSUMER.CREATE.COMMANDS.>"));
     doors.push(Door::api("CONSUMER.MSG.NEXT.COMMANDS.*").with_many_answers());
     doors.push(Door::api("CONSUMER.DELETE.COMMANDS.*"));

@@ -50,7 +50,7 @@ impl Live {
             Format::Human if nodes.len() == 1 => Mode::Raw,
             Format::Human => Mode::Named,
             Format::Ndjson => Mode::Json,
-            Format::Json | Format::Table => Mode::Hidden,
+            Format::Json | Format::Table | Format::Wide => Mode::Hidden,
         };
         let width = nodes.iter().map(|name| name.as_str().len()).max().unwrap_or(0);
         let names = nodes

@@ -10,19 +10,59 @@ use super::table::{Cell, Table};
 use super::time;
 
 /// The table of all nodes.
-pub(crate) fn table(nodes: &[Node]) -> Table {
-    let mut table = Table::new(&["NAME", "STATE", "LAST SEEN", "VERSION", "PROCESSES", "LABELS"]);
+pub(crate) fn table(nodes: &[Node], wide: bool) -> Table {
+    let narrow = ["NAME", "STATE", "LAST SEEN", "VERSION", "PROCESSES", "LABELS"];
+    let more = ["RUNNING", "WAITING", "UPTIME", "SYSTEM", "MEMORY", "ADDRESSES"];
+    let headings: Vec<&str> = narrow.into_iter().chain(more.into_iter().filter(|_| wide)).collect();
+    let mut table = Table::new(&headings);
     for node in nodes {
-        table.row([
+        let mut cells = vec![
             Cell::from(node.name().to_string()),
             Cell::painted(node.vitality.state.as_str(), Paint::of_node(node.vitality.state)),
             Cell::from(node.age.map_or_else(|| "never".to_owned(), time::ago)),
             Cell::from(node.sign.as_ref().map_or_else(|| "-".to_owned(), |sign| tame(&sign.version))),
             Cell::from(node.sign.as_ref().map_or_else(|| "-".to_owned(), |sign| sign.processes.to_string())),
             Cell::from(labels(&node.record.labels)),
-        ]);
+        ];
+        if wide {
+            cells.extend(more_of(node).map(Cell::from));
+        }
+        table.row(cells);
     }
     table
+}
+
+/// What `-o wide` adds.
+fn more_of(node: &Node) -> [String; 6] {
+    let none = || "-".to_owned();
+    let of_sign = |tell: fn(&message::LifeSign) -> String| node.sign.as_ref().map_or_else(none, tell);
+    let fact = |path: &str| node.facts.as_ref().and_then(|told| told.facts.pointer(path));
+    let text = |path: &str| fact(path).and_then(|value| value.as_str()).map(tame);
+    let addresses: Vec<String> = fact("/addresses")
+        .and_then(|list| list.as_array())
+        .into_iter()
+        .flatten()
+        .filter_map(|one| one.get("address")?.as_str().map(tame))
+        .take(ADDRESSES_TOLD)
+        .collect();
+    [
+        of_sign(|sign| sign.running.to_string()),
+        of_sign(|sign| sign.waiting.to_string()),
+        of_sign(|sign| message::units::human_duration(std::time::Duration::from_secs(sign.uptime_s))),
+        text("/os/name").unwrap_or_else(none),
+        fact("/memory/total").and_then(serde_json::Value::as_u64).map_or_else(none, gibibytes),
+        if addresses.is_empty() { none() } else { addresses.join(",") },
+    ]
+}
+
+/// So many addresses of a node stand in a table.
+const ADDRESSES_TOLD: usize = 3;
+/// So many characters of one fact are shown to people; `-o json` has it all.
+const FACT_TOLD_MAX: usize = 200;
+
+fn gibibytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10) >> 30;
+    format!("{}.{} GiB", tenths / 10, tenths % 10)
 }
 
 /// `site=oslo,gpu=`.
@@ -94,6 +134,13 @@ pub(crate) fn page(node: &Node, colors: bool) -> Vec<String> {
             field("holds back", format!("{}: {}", limit.as_str(), limit.sentence()));
         }
     }
+    if let Some(told) = &node.facts {
+        field("facts as of", format!("{} by its own clock", time::local(told.at)));
+        for (name, value) in told.facts.as_object().into_iter().flatten() {
+            let text: String = value.to_string().chars().take(FACT_TOLD_MAX).collect();
+            field(&format!("  {}", tame(name)), tame(&text));
+        }
+    }
     lines
 }
 
@@ -145,6 +192,7 @@ pub(crate) mod tests {
         Node {
             record,
             sign: seen.then_some(sign),
+            facts: None,
             last_seen: seen.then(|| Timestamp::from_ms(1_000)),
             vitality: Vitality { state, reason: reason.map(str::to_owned) },
             age: seen.then(|| Duration::from_secs(185)),
@@ -163,7 +211,7 @@ NAME    STATE     LAST SEEN  VERSION  PROCESSES  LABELS
 ship1   online    3m 5s ago  0.1.0    4          site=oslo
 ship10  offline   never      -        -          site=oslo
 ship11  degraded  3m 5s ago  0.1.0    4          site=oslo";
-        assert_eq!(table(&nodes).lines(false).join("\n"), expected);
+        assert_eq!(table(&nodes, false).lines(false).join("\n"), expected);
         assert_eq!(summary(&nodes), "3 nodes: 1 degraded, 1 offline, 1 online");
         assert_eq!(complaints(&nodes), ["ship11 is degraded: the disk is full"]);
         assert_eq!(summary(&[]), "0 nodes");

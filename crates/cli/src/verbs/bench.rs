@@ -56,6 +56,13 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 2000)]
         agents: usize,
     },
+    /// Finding who is meant in a large fleet, by label and by expression
+    #[command(after_help = "Example:\n  steward bench select --nodes 100000 -o json")]
+    Select {
+        /// Over how many nodes
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        nodes: usize,
+    },
     /// What an agent at rest costs, the program's size, and a whole `steward run`
     #[command(after_help = "Example:\n  steward bench rest --for 5m -o json")]
     Rest {
@@ -84,6 +91,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Node { orders, domains } => show(session, &bench::node(orders, domains).await?),
         What::Policy { orders } => show(session, &bench::policy(orders)?),
         What::Connect { agents } => show(session, &bench::connect(agents).await?),
+        What::Select { nodes } => show(session, &bench::select(nodes)?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
         What::Fleet { nodes } => show(session, &bench::fleet(nodes).await?),
         What::Units { file } => Ok(bench::units(&file).await.map(|()| Exit::Success)?),

@@ -5,14 +5,14 @@ use message::order::DEFAULT_DOMAIN;
 use serde_json::Value;
 
 use super::run::{Ordering, What, order_and_wait};
-use crate::args::{Target, json_arguments, method_domain};
+use crate::args::{Target, Traits, json_arguments, method_domain};
 use crate::exit::{Exit, Usage};
 use crate::session::Session;
 
 /// Call a method of nodes.
 ///
-/// Arguments are written key=value: a value that is JSON is taken as such, anything else as text. With --all, TARGET
-/// may be left out. `steward ps NODE` shows which methods a node has. Exit codes are those of `steward run`.
+/// Arguments are written key=value: a value that is JSON is taken as such, anything else as text. With --all, -l or
+/// -w, TARGET may be left out. `steward ps NODE` shows which methods a node has. Exit codes are those of `steward run`.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "steward call TARGET METHOD[/DOMAIN] [KEY=VALUE…] [FLAGS]\n       steward call --all METHOD[/DOMAIN] [KEY=VALUE…] [FLAGS]",
@@ -26,6 +26,9 @@ pub(crate) struct Args {
     #[arg(value_name = "TARGET METHOD[/DOMAIN] KEY=VALUE", required = true)]
     words: Vec<String>,
 
+    #[command(flatten)]
+    traits: Traits,
+
     /// Every node of the fleet
     #[arg(long)]
     all: bool,
@@ -35,8 +38,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
-    let Words { target, method, arguments } = words(&args.words, args.all)?;
-    let selection = Target { target, all: args.all }.selection("call", &format!(" {method}"))?;
+    let Words { target, method, arguments } = words(&args.words, args.all || args.traits.are_said())?;
+    let selection = Target { target, traits: args.traits, all: args.all }.selection("call", &format!(" {method}"))?;
     let (method, domain) = method_domain(&method)?;
     let domain = match domain {
         Some(domain) => domain,

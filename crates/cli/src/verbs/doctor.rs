@@ -237,7 +237,7 @@ async fn streams_and_clock(fleet: &Fleet) -> Vec<Finding> {
             missing.push(format!("{stream} ({error})"));
         }
     }
-    for bucket in [streams::NODES, streams::PRESENCE, streams::JOBS, streams::POLICY, streams::META] {
+    for bucket in [streams::NODES, streams::PRESENCE, streams::FACTS, streams::JOBS, streams::POLICY, streams::META] {
         if let Err(error) = fleet.bus().kv_get(bucket, "doctor").await {
             missing.push(format!("{bucket} ({error})"));
         }

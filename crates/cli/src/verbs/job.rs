@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::bounded;
 use super::run::{Waiting, place_and_wait, watch_stored};
-use crate::args::{Format, duration};
+use crate::args::{Format, Traits, duration};
 use crate::exit::Exit;
 use crate::render::job as text;
 use crate::render::live::Live;
@@ -70,6 +70,8 @@ enum Verb {
         /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
         target: Option<String>,
         #[command(flatten)]
+        traits: Traits,
+        #[command(flatten)]
         waiting: Waiting,
     },
     /// Approve what the policy holds until several operators have signed it
@@ -83,6 +85,8 @@ enum Verb {
         job: String,
         /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
         target: Option<String>,
+        #[command(flatten)]
+        traits: Traits,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -99,6 +103,8 @@ enum Verb {
         job: String,
         /// Which of its nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
         target: Option<String>,
+        #[command(flatten)]
+        traits: Traits,
         /// Only where it stands at one of these states
         #[arg(long, value_name = "STATE,…", value_delimiter = ',', value_parser = state)]
         state: Vec<State>,
@@ -122,18 +128,18 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Ls { limit: count } => bounded(limit, ls(session, count)).await,
         Verb::Show { job } => bounded(limit, show(session, &job)).await,
         Verb::Watch { job, wait } => Box::pin(watch(session, &job, wait.into_iter().chain(limit).min())).await,
-        Verb::Cancel { job, target, waiting } => {
+        Verb::Cancel { job, target, traits, waiting } => {
             let waiting = bounded_by(limit, waiting);
-            Box::pin(cancel(session, &job, target.as_deref(), waiting)).await
+            Box::pin(cancel(session, &job, (target.as_deref(), &traits), waiting)).await
         }
-        Verb::Approve { job, target, waiting } => {
+        Verb::Approve { job, target, traits, waiting } => {
             let waiting = bounded_by(limit, waiting);
-            Box::pin(approve(session, &job, target.as_deref(), waiting)).await
+            Box::pin(approve(session, &job, (target.as_deref(), &traits), waiting)).await
         }
-        Verb::Retry { job, target, state, waiting, secrets } => {
+        Verb::Retry { job, target, traits, state, waiting, secrets } => {
             let waiting = bounded_by(limit, waiting);
             let secrets = secrets.read()?;
-            Box::pin(retry(session, &job, target.as_deref(), state, waiting, secrets)).await
+            Box::pin(retry(session, &job, (target.as_deref(), &traits), state, waiting, secrets)).await
         }
     }
 }
@@ -144,13 +150,26 @@ fn bounded_by(limit: Option<Duration>, waiting: Waiting) -> Waiting {
     Waiting { wait, ..waiting }
 }
 
-fn patterns(target: Option<&str>) -> anyhow::Result<Vec<Pattern>> {
-    Ok(target.map(Pattern::parse_list).transpose()?.unwrap_or_default())
+/// Names and globs, and what the nodes have to be like.
+type Which<'a> = (Option<&'a str>, &'a Traits);
+
+/// The names and globs in a selection; what else it says is looked up, and becomes names.
+async fn patterns(fleet: &Fleet, selection: fleet::Selection) -> anyhow::Result<Vec<Pattern>> {
+    if selection.labels.is_none() && selection.condition.is_none() {
+        return Ok(selection.patterns);
+    }
+    let found = fleet.list(&selection, false).await?.nodes;
+    if found.is_empty() {
+        let message = "no node has these labels, or fulfils this expression; `steward node ls` lists all nodes".into();
+        return Err(fleet::FleetError::NoMatch { message }.into());
+    }
+    Ok(found.into_iter().map(|node| Pattern::Name(node.record.name)).collect())
 }
 
-async fn cancel(session: &mut Session, job: &str, target: Option<&str>, waiting: Waiting) -> anyhow::Result<Exit> {
-    let of = patterns(target)?;
+async fn cancel(session: &mut Session, job: &str, target: Which<'_>, waiting: Waiting) -> anyhow::Result<Exit> {
+    let selection = target.1.and_named(target.0)?;
     let fleet = session.connect().await?;
+    let of = patterns(&fleet, selection).await?;
     let job = fleet.find_job(job).await?;
     let CancelPlan { request, nodes, notes, meant } = fleet.plan_cancel(&job, &of).await?;
     notes.iter().for_each(|note| session.out.note(note));
@@ -166,9 +185,10 @@ async fn cancel(session: &mut Session, job: &str, target: Option<&str>, waiting:
     place_and_wait(session, &fleet, &request, &nodes, &Terms::default(), waiting).await
 }
 
-async fn approve(session: &mut Session, job: &str, target: Option<&str>, waiting: Waiting) -> anyhow::Result<Exit> {
-    let of = patterns(target)?;
+async fn approve(session: &mut Session, job: &str, target: Which<'_>, waiting: Waiting) -> anyhow::Result<Exit> {
+    let selection = target.1.and_named(target.0)?;
     let fleet = session.connect().await?;
+    let of = patterns(&fleet, selection).await?;
     let job = fleet.find_job(job).await?;
     let ApprovePlan { request, terms, nodes, notes, meant } = fleet.plan_approve(&job, &of).await?;
     notes.iter().for_each(|note| session.out.note(tame(note)));
@@ -185,14 +205,15 @@ async fn approve(session: &mut Session, job: &str, target: Option<&str>, waiting
 async fn retry(
     session: &mut Session,
     job: &str,
-    target: Option<&str>,
+    target: Which<'_>,
     states: Vec<State>,
     waiting: Waiting,
     secrets: Secrets,
 ) -> anyhow::Result<Exit> {
-    let of = patterns(target)?;
+    let selection = target.1.and_named(target.0)?;
     let states: BTreeSet<State> = if states.is_empty() { RETRIED.into() } else { states.into_iter().collect() };
     let fleet = session.connect().await?;
+    let of = patterns(&fleet, selection).await?;
     let job = fleet.find_job(job).await?;
     // Before anything is cancelled for it.
     let mut plan = fleet.plan_retry(&job, &of, &states).await?.with_secrets(secrets)?;

@@ -1,9 +1,11 @@
 //! `steward node`: the fleet, and who belongs to it.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bus::keys::FleetKeys;
@@ -11,10 +13,12 @@ use clap::Subcommand;
 use message::NodeName;
 use serde_json::{Value, json};
 
+use crate::args::{Format, Target, Traits};
 use crate::exit::{Exit, Usage};
 use crate::render::node as text;
 use crate::render::paint::tame;
 use crate::session::Session;
+use crate::signals::StopSignals;
 use crate::verbs::admission;
 
 /// See and change who belongs to the fleet.
@@ -32,8 +36,21 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// List the nodes of the fleet, and how each stands
-    #[command(after_help = "Examples:\n  steward node ls\n  steward node ls -o json")]
-    Ls,
+    ///
+    /// With --watch: again every two seconds, until Ctrl-C; with -o ndjson a line for each node that has changed.
+    #[command(
+        after_help = "Examples:\n  steward node ls\n  steward node ls -l 'site in (oslo,bergen)' -w '!online'\n  steward node ls -o wide\n  steward node ls -o json"
+    )]
+    Ls {
+        /// Which nodes: a name, a glob ('ship*'), or several of them with commas between [default: all]
+        #[arg(value_name = "TARGET")]
+        target: Option<String>,
+        #[command(flatten)]
+        traits: Traits,
+        /// Go on, and show what changes
+        #[arg(long)]
+        watch: bool,
+    },
     /// Show all that is known of a node
     #[command(after_help = "Example:\n  steward node show \"$(hostname -s)\"")]
     Show {
@@ -41,17 +58,22 @@ enum Verb {
         #[arg(value_name = "NODE")]
         name: NodeName,
     },
-    /// Set labels of a node (`site=oslo`), and remove them (`site-`)
+    /// Set labels of nodes (`site=oslo`), and remove them (`site-`)
+    ///
+    /// A group is a label: `group-web=` puts nodes into it, `-l group-web` chooses them.
     #[command(
-        after_help = "Examples:\n  steward node label \"$(hostname -s)\" site=oslo role=test\n  steward node label \"$(hostname -s)\" role-"
+        override_usage = "steward node label TARGET K=V|K-…\n       steward node label -l LABELS K=V|K-…\n       steward node label --all K=V|K-…",
+        after_help = "Examples:\n  steward node label \"$(hostname -s)\" site=oslo role=test\n  steward node label '*' role-\n  steward node label -l site=oslo -w 'online' group-web="
     )]
     Label {
-        /// The node
-        #[arg(value_name = "NODE")]
-        name: NodeName,
-        /// What to set or remove
-        #[arg(value_name = "K=V|K-", required = true)]
-        changes: Vec<String>,
+        /// Which nodes (left out with -l, -w or --all), and what to set or remove
+        #[arg(value_name = "TARGET K=V|K-", required = true)]
+        words: Vec<String>,
+        #[command(flatten)]
+        traits: Traits,
+        /// Every node of the fleet
+        #[arg(long)]
+        all: bool,
     },
     /// Admit a new node: make its bundle of keys, credentials and trust
     ///
@@ -136,9 +158,12 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Token(args) => return admission::token(args, session).await,
         Verb::Accept(args) => return admission::accept(args, session).await,
         Verb::Reject(args) => return admission::reject(args, session).await,
-        Verb::Ls => ls(session).await,
+        Verb::Ls { target, traits, watch } => {
+            let selection = traits.and_named(target.as_deref())?;
+            if watch { watch_list(session, &selection).await } else { ls(session, &selection).await }
+        }
         Verb::Show { name } => show(session, &name).await,
-        Verb::Label { name, changes } => label(session, &name, &changes).await,
+        Verb::Label { words, traits, all } => label(session, words, traits, all).await,
         Verb::Enroll { name, out, creds_out } => enroll(session, &name, out.as_deref(), creds_out.as_deref()).await,
         Verb::Revoke { name, yes } => revoke(session, &name, yes).await,
         Verb::Rotate { name, out } => rotate(session, &name, out.as_deref()).await,
@@ -147,17 +172,77 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     Ok(Exit::Success)
 }
 
-async fn ls(session: &mut Session) -> anyhow::Result<()> {
+/// How often `--watch` looks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+/// Clears a terminal, and begins at its top.
+const CLEAR: &[u8] = b"\x1b[H\x1b[2J";
+
+/// Whether facts are shown as well.
+fn shows_facts(session: &Session) -> bool {
+    session.out.is_json() || session.out.format() == Format::Wide
+}
+
+async fn watch_list(session: &mut Session, selection: &fleet::Selection) -> anyhow::Result<()> {
+    let (json, facts) = (session.out.format() == Format::Ndjson, shows_facts(session));
+    if !json && (session.out.is_json() || !session.out.is_terminal()) {
+        return Err(Usage::new("--watch draws on a terminal; elsewhere it needs -o ndjson").into());
+    }
+    let fleet = session.connect().await?;
+    let mut signals = StopSignals::new()?;
+    let mut shown: BTreeMap<NodeName, Value> = BTreeMap::new();
+    loop {
+        let view = fleet.list(selection, facts).await?;
+        if json {
+            let mut now = BTreeMap::new();
+            for node in &view.nodes {
+                // That it was heard again is no change.
+                let mut told = node.to_json();
+                let seen = told["last_seen"].take();
+                if shown.get(node.name()) != Some(&told) {
+                    let mut line = told.clone();
+                    line["last_seen"] = seen;
+                    session.out.json_line(&line)?;
+                }
+                now.insert(node.name().clone(), told);
+            }
+            for gone in shown.keys().filter(|name| !now.contains_key(*name)) {
+                session.out.json_line(&json!({"name": gone, "state": "gone"}))?;
+            }
+            shown = now;
+        } else {
+            session.out.bytes_later(CLEAR)?;
+            for line in text::table(&view.nodes, session.out.format() == Format::Wide).lines(session.out.colors()) {
+                session.out.line(line)?;
+            }
+            session.out.line(text::summary(&view.nodes))?;
+        }
+        session.out.flush()?;
+        tokio::select! {
+            () = signals.next() => return Ok(()),
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+    }
+}
+
+async fn ls(session: &mut Session, selection: &fleet::Selection) -> anyhow::Result<()> {
+    let facts = shows_facts(session);
     let (fleet, home) = (session.connect().await?, session.home()?);
-    let (view, door) = tokio::try_join!(fleet.nodes(), fleet.door(&home))?;
-    let pending = admission::outside(door.pending, &view.nodes);
+    let (view, door) = tokio::try_join!(fleet.list(selection, facts), fleet.door(&home))?;
+    let mut pending = admission::outside(door.pending, &view.nodes);
+    // Who is not in has neither labels nor facts.
+    let by_name = selection.labels.is_none() && selection.condition.is_none();
+    pending.retain(|one| {
+        by_name
+            && (selection.patterns.is_empty()
+                || selection.patterns.iter().any(|pattern| pattern.matches(&one.knock.name)))
+    });
     view.notes.iter().chain(&door.notes).for_each(|note| session.out.note(tame(note)));
     if session.out.is_json() {
         let nodes = view.nodes.iter().map(fleet::Node::to_json);
         let nodes: Vec<Value> = nodes.chain(pending.iter().map(fleet::Pending::to_json)).collect();
         return session.out.json_list(&nodes);
     }
-    let mut table = text::table(&view.nodes);
+    let mut table = text::table(&view.nodes, session.out.format() == Format::Wide);
     admission::add_pending(&mut table, &pending, view.at);
     for line in table.lines(session.out.colors()) {
         session.out.line(line)?;
@@ -178,20 +263,43 @@ async fn show(session: &mut Session, name: &NodeName) -> anyhow::Result<()> {
     text::page(&node, colors).into_iter().try_for_each(|line| session.out.line(line))
 }
 
-async fn label(session: &mut Session, name: &NodeName, changes: &[String]) -> anyhow::Result<()> {
-    let (set, remove) = label_changes(changes)?;
-    let record = session.connect().await?.label(name, &set, &remove).await?;
-    if session.out.is_json() {
-        return session.out.json(&json!({"name": record.name, "labels": record.labels}));
+async fn label(session: &mut Session, mut words: Vec<String>, traits: Traits, all: bool) -> anyhow::Result<()> {
+    let is_change = |word: &String| word.contains('=') || word.ends_with('-');
+    // Who is named first: a name may end with `-` as well, and without anything else that says who, it has to be one.
+    let named =
+        if (all || traits.are_said()) && words.first().is_some_and(is_change) { None } else { Some(words.remove(0)) };
+    let target = Target { target: named, traits, all };
+    let selection = target.selection("node label", " site=oslo")?;
+    if words.is_empty() {
+        return Err(Usage::new("which labels? `site=oslo` sets one, `site-` removes it").into());
     }
-    session.out.note(format!(
-        "{name} is labelled {}",
-        match text::labels(&record.labels) {
+    let (set, remove) = label_changes(&words)?;
+    let fleet = session.connect().await?;
+    // A single name needs no look at the fleet, and may be that of a node that is no target.
+    let one_name = match selection.patterns.as_slice() {
+        [message::Pattern::Name(name)] if !target.traits.are_said() => Some(name.clone()),
+        _ => None,
+    };
+    let names: Vec<NodeName> = match &one_name {
+        Some(name) => vec![name.clone()],
+        None => fleet.resolve(&selection).await?.nodes.into_iter().map(|node| node.record.name).collect(),
+    };
+    let mut labelled = Vec::new();
+    for name in &names {
+        // Chosen by labels and facts as they were a moment ago; each record is changed by compare-and-set for itself.
+        let record = fleet.label(name, &set, &remove).await?;
+        let told = match text::labels(&record.labels) {
             none if none.is_empty() => "not at all".to_owned(),
             labels => labels,
-        }
-    ));
-    Ok(())
+        };
+        session.out.note(format!("{} is labelled {told}", record.name));
+        labelled.push(json!({"name": record.name, "labels": record.labels}));
+    }
+    match labelled.as_slice() {
+        [one] if session.out.is_json() && one_name.is_some() => session.out.json(one),
+        all if session.out.is_json() => session.out.json_list(all),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) type LabelChanges = (Vec<(String, String)>, Vec<String>);

@@ -44,6 +44,7 @@ const FILE_BYTES_MAX: u64 = 768 * 1024;
         steward run --all -- uname -a\n  \
         steward run '*' --sh 'df -h / | tail -1'\n  \
         steward run \"$(hostname -s)\" --timeout 5s -o json -- uptime\n  \
+        steward run -l 'site in (oslo,bergen)' -w 'facts.memory.total > 4e9 && online' -- free\n  \
         steward run --all --dry-run -- reboot\n  \
         steward run --all --secret TOKEN=@/etc/hostname --sh 'wc -c < \"$STEWARD_SECRETS/TOKEN\"'\n  \
         steward run --all --supersede greeting -- echo 'only the newest of those that wait'\n  \
@@ -111,7 +112,7 @@ pub(crate) struct Ordering {
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
 
-    /// Show who would get it, and end
+    /// Show who would get it and why, and end
     #[arg(long)]
     dry_run: bool,
 
@@ -206,7 +207,7 @@ pub(crate) async fn order_and_wait(
     let found = fleet.resolve(selection).await?;
     found.notes.iter().for_each(|note| session.out.note(tame(note)));
     if ordering.dry_run {
-        return dry_run(session, &what, &secrets, &found.nodes);
+        return dry_run(session, &what, &secrets, selection, &found.nodes);
     }
     let request = OrderRequest {
         method: what.method,
@@ -276,10 +277,16 @@ fn tell_placed(session: &mut Session, placed: &PlacedJob) {
     }
 }
 
-fn dry_run(session: &mut Session, what: &What, secrets: &Secrets, nodes: &[Node]) -> anyhow::Result<Exit> {
+fn dry_run(
+    session: &mut Session,
+    what: &What,
+    secrets: &Secrets,
+    selection: &fleet::Selection,
+    nodes: &[Node],
+) -> anyhow::Result<Exit> {
     if session.out.is_json() {
-        let states: BTreeMap<&str, Value> =
-            nodes.iter().map(|node| (node.name().as_str(), json!({"state": node.vitality.state.as_str()}))).collect();
+        let state = |node: &Node| json!({"state": node.vitality.state.as_str(), "why": selection.why(node)});
+        let states: BTreeMap<&str, Value> = nodes.iter().map(|node| (node.name().as_str(), state(node))).collect();
         let mut told = json!({
             "dry_run": true, "method": what.method.as_str(), "domain": what.domain.as_str(),
             "args": what.args, "targets": nodes.len(), "nodes": states,
@@ -289,10 +296,10 @@ fn dry_run(session: &mut Session, what: &What, secrets: &Secrets, nodes: &[Node]
         }
         session.out.json(&told)?;
     } else {
-        let mut table = Table::new(&["NODE", "STATE"]);
+        let mut table = Table::new(&["NODE", "STATE", "WHY"]);
         for node in nodes {
             let state = Cell::painted(node_text::standing(node), Paint::of_node(node.vitality.state));
-            table.row([Cell::from(node.name().to_string()), state]);
+            table.row([Cell::from(node.name().to_string()), state, Cell::from(tame(&selection.why(node).join("; ")))]);
         }
         for line in table.lines(session.out.colors()) {
             session.out.line(line)?;
@@ -317,7 +324,7 @@ fn detached(session: &mut Session, placed: &fleet::PlacedJob) -> anyhow::Result<
             "type": "summary", "job": placed.job, "targets": placed.targets.len(),
             "counts": {"queued": placed.targets.len()},
         }))?,
-        Format::Human | Format::Table => {
+        Format::Human | Format::Table | Format::Wide => {
             session.out.line(&placed.job)?;
             let flags = session.flags_again();
             let nodes = match placed.targets.as_slice() {
@@ -359,7 +366,7 @@ fn report(
         _ if ended == Ended::Closed => Ok(()),
         Format::Json => session.out.json(&view.to_json()),
         Format::Ndjson => session.out.json_line(&view.summary_json()),
-        Format::Table => job_text::table(&job_text::standings(view))
+        Format::Table | Format::Wide => job_text::table(&job_text::standings(view))
             .lines(session.out.colors())
             .iter()
             .try_for_each(|line| session.out.line(line)),

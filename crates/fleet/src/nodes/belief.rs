@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bus::Message;
 use bus::kv::key_of;
-use message::{LifeSign, NodeName, NodeRecord, PublicKey, Timestamp, Trust, Vitality, WIRE_VERSION};
+use message::{Facts, LifeSign, NodeName, NodeRecord, PublicKey, Timestamp, Trust, Vitality, WIRE_VERSION};
 
 use super::{FleetView, Node};
 
@@ -62,16 +62,38 @@ pub(super) fn life_sign(written: &Written<'_>, record: &NodeRecord) -> Result<Li
     Ok(sign)
 }
 
+/// What a node says of its system, if the node signed it.
+pub(super) fn facts(written: &Written<'_>, record: &NodeRecord) -> Result<Facts, String> {
+    let wrong = |reason: String| format!("the facts of {} are not believed: {reason}", record.name);
+    let signer = written.signer.as_ref().map_err(|reason| wrong(reason.clone()))?;
+    if *signer != record.key {
+        return Err(wrong(format!("they are signed by {signer}, the node's key is {}", record.key)));
+    }
+    let facts = Facts::parse(written.payload).map_err(wrong)?;
+    if facts.node == record.name { Ok(facts) } else { Err(wrong(format!("they are those of {}", facts.node))) }
+}
+
 /// A node as it stands.
 pub(super) fn node(record: NodeRecord, sign: Option<(LifeSign, Timestamp)>, clock: BrokerClock) -> Node {
     let vitality = Vitality::of(&record, sign.as_ref().map(|(sign, seen)| (sign, *seen)), clock.now, clock.booted);
     let (sign, last_seen) = sign.unzip();
-    Node { record, sign, last_seen, vitality, age: last_seen.map(|seen| clock.now.since(seen)) }
+    Node { record, sign, facts: None, last_seen, vitality, age: last_seen.map(|seen| clock.now.since(seen)) }
 }
 
-/// All that is believed of `records` and `signs`.
-pub(super) fn view(records: &[Message], signs: &[Message], trust: &Trust, clock: BrokerClock) -> FleetView {
-    let signs: HashMap<&str, &Message> = signs.iter().map(|sign| (key_of(&sign.subject), sign)).collect();
+/// What was written under each key.
+fn by_key(messages: &[Message]) -> HashMap<&str, &Message> {
+    messages.iter().map(|message| (key_of(&message.subject), message)).collect()
+}
+
+/// All that is believed of `records`, `signs` and `told` (facts).
+pub(super) fn view(
+    records: &[Message],
+    signs: &[Message],
+    told: &[Message],
+    trust: &Trust,
+    clock: BrokerClock,
+) -> FleetView {
+    let (signs, told) = (by_key(signs), by_key(told));
     let mut view = FleetView { at: clock.now, ..FleetView::default() };
     for written in records {
         let record = match record(&Written::of(written), trust) {
@@ -93,7 +115,12 @@ pub(super) fn view(records: &[Message], signs: &[Message], trust: &Trust, clock:
                 .map_err(|note| view.notes.push(note))
                 .ok()
         });
-        view.nodes.push(node(record, sign, clock));
+        let from_then_on = record.revoked;
+        let told =
+            told.get(record.name.as_str()).filter(|message| from_then_on.is_none_or(|at| message.stored_at < at));
+        let facts =
+            told.and_then(|message| facts(&Written::of(message), &record).map_err(|note| view.notes.push(note)).ok());
+        view.nodes.push(Node { facts, ..node(record, sign, clock) });
     }
     view
 }
@@ -214,6 +241,16 @@ mod tests {
         assert!(life_sign(&by(key(7)), &registered("ship1")).is_ok());
         assert!(life_sign(&by(key(1)), &registered("ship1")).is_err());
         assert!(life_sign(&by(key(7)), &registered("ship2")).is_err());
+    }
+
+    #[test]
+    fn only_facts_that_the_node_signed_are_believed() {
+        let told = Facts::new(NodeName::new("ship1").unwrap(), Timestamp::default(), serde_json::Map::new());
+        let payload = serde_json::to_vec(&told).unwrap();
+        let by = |signer| Written { key: "ship1", signer: Ok(signer), payload: &payload };
+        assert_eq!(facts(&by(key(7)), &registered("ship1")), Ok(told));
+        assert!(facts(&by(key(1)), &registered("ship1")).is_err());
+        assert!(facts(&by(key(7)), &registered("ship2")).is_err());
     }
 
     #[test]
