@@ -6,6 +6,7 @@
 //!
 //! Start reading at [`Fleet`], then [`order`] (what is asked), [`job`] (how it stands) and [`nodes`] (who is there).
 
+pub mod audit;
 pub mod context;
 pub mod enroll;
 pub mod events;
@@ -24,6 +25,7 @@ mod revoke;
 mod root;
 mod steady;
 
+pub use audit::AuditLog;
 pub use connection::{Fleet, TRUST_KEY};
 pub use context::{Context, Home};
 pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized, rotate};

@@ -189,6 +189,9 @@ impl Fleet {
         let pair = KeyPair::new_user();
         let creds = keys.operator_user(name.as_str(), &pair)?.render();
         let key = PublicKey::of(&pair);
+        let told: Vec<&str> = roles.iter().map(Token::as_str).collect();
+        let told = format!("roles {}{}", told.join(","), if signs_policies { "; signs policies" } else { "" });
+        self.record(Act::change("operator add", name.as_str()).of_key(&key).noting(told)).await?;
         let sealed = self
             .change_trust(root, |trust| {
                 if trust.operators.iter().any(|operator| operator.name == name.as_str()) {
@@ -241,6 +244,7 @@ impl Fleet {
             )));
         }
         for key in &keys {
+            self.record(Act::change("operator revoke", name).of_key(key)).await?;
             cut_off(home, self.context(), Role::Operator, key).await?;
         }
         // From here on he can write nothing any more.
@@ -289,6 +293,8 @@ impl Fleet {
         }
         let (old, roles, key) = (held.key.clone(), held.roles.clone(), PublicKey::of(&pair));
         let creds = keys.operator_user(name.as_str(), &pair)?.render();
+        let told = format!("beside {old}");
+        self.record(Act::change("operator rotate", name.as_str()).of_key(&key).noting(told)).await?;
         let sealed = self
             .change_trust(root, |trust| {
                 let operator = Operator { name: name.to_string(), key: key.clone(), roles: roles.clone() };

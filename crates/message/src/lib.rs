@@ -7,6 +7,7 @@
 //! Start reading at [`subject`] (where messages go), then [`order`] (what is asked), [`state`] (how it
 //! stands), [`reply`] (what is answered) and [`sign`] (who said so).
 
+pub mod audit;
 pub mod event;
 pub mod id;
 pub mod job;
