@@ -17,7 +17,7 @@ use bus::{Bus, BusError, LiveOrders, LiveStored, Message, clock, kv, live};
 use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
 use message::method::{APPROVE, CANCEL};
 use message::policy::Decision;
-use message::{History, Operator, Order, State, Timestamp, Token};
+use message::{History, Operator, Order, PublicKey, State, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -99,6 +99,9 @@ struct Decided {
     /// Whether it was claimed for its process.
     runs: bool,
     subject: String,
+    /// The policy's rule that decided, and who signed: for the audit log.
+    rule: Option<String>,
+    signer: Option<PublicKey>,
 }
 
 impl Intake {
@@ -296,6 +299,10 @@ impl Intake {
             self.approve(order, operator, now, message, batch)?;
             return Ok(true);
         }
+        let rule = decision.as_ref().and_then(|decision| match decision {
+            Decision::Allowed { rule, .. } | Decision::NeedsApprovals { rule, .. } => Some(rule.clone()),
+            Decision::Denied { rule, .. } => rule.clone(),
+        });
         let (denied, held) = match decision {
             Some(Decision::Denied { reason, .. }) => (Some((State::Rejected, reason)), None),
             Some(Decision::NeedsApprovals { rule, approvals, .. }) => (None, Some(held_by(&rule, approvals))),
@@ -343,7 +350,8 @@ impl Intake {
         let mut entry = entry(order, message, refused, idle && held.is_none() && self.held.is_none());
         entry.by = signed.map(|(operator, _)| operator.key.clone());
         entry.reason = entry.reason.or(held);
-        batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone() });
+        let signer = message.signer().ok();
+        batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone(), rule, signer });
         Ok(true)
     }
 
@@ -373,11 +381,13 @@ impl Intake {
             self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
         batch.add_to(&mut writes);
+        self.account_for(&batch, &mut writes);
         self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
             self.give_back(&batch);
             return Err(error);
         }
+        self.processes.audit().nudge();
         // Before anything is told: what was withdrawn must not keep its place while the broker is slow.
         for entry in &batch.withdrawn {
             self.let_go(entry);
@@ -403,6 +413,17 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    /// What was decided goes into the audit log, in the same commit.
+    fn account_for(&self, batch: &Batch, writes: &mut Vec<Write>) {
+        let (audit, policy) = (self.processes.audit(), *self.gate.version().borrow());
+        for decided in &batch.decided {
+            audit.decided(&decided.entry, decided.signer.as_ref(), (decided.rule.as_deref(), policy), writes);
+        }
+        for entry in &batch.withdrawn {
+            audit.withdrawn(entry, policy, writes);
+        }
     }
 
     /// Hands an order to its process, or holds it back while a catch-up goes on.

@@ -11,6 +11,7 @@ use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use message::registry::NodeKind;
+use message::audit::Act;
 use message::{LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Timestamp, Vitality, WIRE_VERSION};
 use serde_json::json;
 

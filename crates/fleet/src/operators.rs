@@ -12,6 +12,7 @@ use bus::keys::{FleetKeys, Role};
 use bus::kv::{NODES, POLICY};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use message::audit::Act;
 use message::{NodeName, Operator, PublicKey, Revoked, SealedDocument, Token, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,7 @@ use std::path::Path;
 use bus::kv::POLICY;
 use bus::{BusError, clock};
 use bytes::Bytes;
+use message::audit::Act;
 use message::policy::{POLICY_KEY, Rule, Rules, reach};
 use message::{Policy, PublicKey, SealedDocument};
 use nkeys::KeyPair;

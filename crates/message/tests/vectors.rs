@@ -478,6 +478,7 @@ fn life_sign(condition: Condition) -> LifeSign {
         waiting: 0,
         outbox: 0,
         limits: Vec::new(),
+        audit: None,
     }
 }
 

@@ -403,7 +403,7 @@ impl Net {
             } else {
                 panic!("the simulated broker does not know the call {call}");
             }
-        } else if packet.subject.starts_with("$KV.PRESENCE.") {
+        } else if packet.subject.starts_with("$KV.PRESENCE.") || packet.subject.contains(".audit.") {
             Some(self.put(packet).into())
         } else {
             Some(self.store_reply(packet).into())

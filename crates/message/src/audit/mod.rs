@@ -14,7 +14,6 @@ use sha2::{Digest, Sha256};
 use crate::WIRE_VERSION;
 use crate::id::{InstanceId, JobId, OrderId};
 use crate::name::{NodeName, Token};
-use crate::order::Order;
 use crate::sign::{PublicKey, Seal};
 use crate::state::State;
 use crate::time::Timestamp;
@@ -222,28 +221,6 @@ impl Act {
         self
     }
 
-    /// A node's decision about an order.
-    pub fn decision(
-        order: &Order,
-        by: Option<&PublicKey>,
-        (state, at): (State, Timestamp),
-        (rule, policy): (Option<&str>, Option<u64>),
-        reason: Option<&str>,
-    ) -> Self {
-        Self::Decision {
-            order: order.id,
-            job: order.job.clone(),
-            by: by.cloned(),
-            method: order.method.clone(),
-            domain: order.domain.clone(),
-            state,
-            rule: rule.map(bounded),
-            policy,
-            reason: reason.map(bounded),
-            at,
-        }
-    }
-
     /// The word for it in lists and filters.
     pub fn word(&self) -> &str {
         match self {
@@ -283,7 +260,8 @@ fn readable(args: &Value) -> Value {
     told
 }
 
-fn bounded(text: &str) -> String {
+/// A sentence as it goes into an entry: cut, if it is long.
+pub fn bounded(text: &str) -> String {
     text.chars().take(TEXT_CHARS_MAX).collect()
 }
 
