@@ -153,6 +153,7 @@ pub(crate) enum Verb {
     Policy(verbs::policy::Args),
     Operator(verbs::operator::Args),
     Event(verbs::event::Args),
+    Audit(verbs::audit::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),
     Context(verbs::context::Args),

@@ -90,6 +90,12 @@ impl AuditLog {
         (believed, strange)
     }
 
+    /// What the operator of this key is or was called.
+    pub fn name_of(&self, key: &PublicKey) -> Option<String> {
+        let was = || self.trust.revoked(key).map(|one| one.name.clone());
+        self.trust.operator(key).map(|one| one.name.clone()).or_else(was)
+    }
+
     /// Tells where a chain was cut or altered. Where the chains end is kept in the home: a later look misses what is gone then.
     ///
     /// # Errors

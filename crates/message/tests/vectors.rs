@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use data_encoding::{BASE64, HEXLOWER};
+use message::audit::{self, Act, Entry, OPERATOR_CHAIN, Tip};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::policy::{Asked, Decision, Request, Rules, decide};
@@ -120,6 +121,7 @@ fn vectors() -> Value {
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
         "event_batch": event_batch(),
+        "audit": audit_chain(),
         "histories": histories(),
         "merges": merges(),
         "vitality": vitality(),
@@ -496,6 +498,41 @@ fn node_record() -> NodeRecord {
     }
 }
 
+/// The first two entries of a node's chain, and of an operator's.
+fn audit_chain() -> Value {
+    let order = order();
+    let decision = Act::Decision {
+        order: order.id,
+        job: order.job.clone(),
+        by: Some(PublicKey::of(&operator())),
+        method: order.method.clone(),
+        domain: order.domain.clone(),
+        state: State::Delivered,
+        rule: Some("admins may everything".into()),
+        policy: Some(1),
+        reason: None,
+        at: noon_and(1),
+    };
+    let instance = InstanceId::from_bytes([0x33; 16]);
+    let chain = |writer: &str, chain: &str, pair: &KeyPair, acts: [Act; 2]| {
+        let mut tip = None;
+        acts.map(|act| {
+            let entry = Entry::after(tip.as_ref(), (writer, chain), noon_and(2), vec![act]);
+            let bytes = entry.to_bytes().unwrap();
+            tip = Some(Tip::of(&entry, &bytes));
+            sealed_message(&audit::subject(writer, &PublicKey::of(pair), chain), None, &bytes, pair)
+        })
+    };
+    let nodes = chain("ship1", &instance.to_string(), &node(), [Act::Begun { instance }, decision]);
+    let enrolled = Act::change("node enroll", "ship1").of_key(&PublicKey::of(&node()));
+    let labelled = Act::change("node label", "ship1").noting("site=oslo");
+    let operators = chain("admin", OPERATOR_CHAIN, &operator(), [enrolled, labelled]);
+    json!({
+        "what": "two chains: each entry but the first names the SHA-256 of the exact payload before it",
+        "chain": [operators, nodes].concat(),
+    })
+}
+
 fn event_batch() -> Value {
     let record = |ms: i64, field: &str, text: &str| EventRecord {
         at: noon_and(ms),
@@ -860,4 +897,22 @@ fn histories_are_legal_and_illegal_as_published() {
     let list = |which: &str| vectors["histories"][which].as_array().unwrap().clone();
     assert!(list("legal").iter().all(is_legal));
     assert!(!list("illegal").iter().any(is_legal));
+}
+
+#[test]
+fn each_entry_of_a_chain_names_the_one_before() {
+    let vectors = read();
+    let mut before: BTreeMap<String, String> = BTreeMap::new();
+    for stored in vectors["audit"]["chain"].as_array().unwrap() {
+        let payload = stored["payload"].as_str().unwrap();
+        let header = |name: &str| stored["headers"][name].as_str();
+        let seal = Seal::from_headers(header(KEY_HEADER), header(SIGNATURE_HEADER)).unwrap();
+        assert_eq!(seal.verify(payload.as_bytes()), Ok(()));
+        let entry = Entry::parse(payload.as_bytes()).unwrap();
+        let subject = stored["subject"].as_str().unwrap().to_owned();
+        assert_eq!(subject, format!("{}.audit.{}.{}", entry.writer, seal.key, entry.chain));
+        let known = before.insert(subject, HEXLOWER.encode(&Sha256::digest(payload)));
+        assert_eq!(entry.prev.map(|prev| prev.sha256), known);
+    }
+    assert_eq!(before.len(), 2);
 }

@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 11] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -38,6 +38,7 @@ pub const TARGETS: [Target; 11] = [
     Target { name: "policy", run: policy },
     Target { name: "job_record", run: job_record },
     Target { name: "frames", run: frames },
+    Target { name: "audit", run: audit },
 ];
 
 /// The longest input that the mutator makes.
@@ -196,6 +197,22 @@ pub fn job_record(bytes: &[u8]) {
         for sealed in &chunk.orders {
             order(sealed.order.as_bytes());
         }
+    }
+}
+
+/// An entry of the audit log, and a line of its export.
+pub fn audit(bytes: &[u8]) {
+    if let Ok(entry) = message::audit::Entry::parse(bytes) {
+        assert_eq!(entry.seq == 1, entry.prev.is_none(), "a chain begins in its middle");
+        if let Ok(written) = entry.to_bytes() {
+            assert_eq!(message::audit::Entry::parse(&written), Ok(entry), "an entry reads back as another one");
+        }
+    }
+    if let Ok(stored) = serde_json::from_slice::<message::audit::Stored>(bytes)
+        && let Ok(opened) = message::audit::open(&stored)
+    {
+        let held = stored.seal.as_ref().is_some_and(|seal| seal.verify(stored.entry.as_bytes()).is_ok());
+        assert!(held && stored.subject.contains(opened.key.as_str()), "what is not signed was opened");
     }
 }
 

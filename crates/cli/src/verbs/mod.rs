@@ -1,6 +1,7 @@
 //! One file per verb: its arguments, whose doc comments are its help, and what it does with them.
 
 pub(crate) mod agent;
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod call;
@@ -51,6 +52,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Policy(args) => quick(policy::run(args, s)),
         Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
+        Verb::Audit(args) => quick(bounded(s.global.timeout, audit::run(args, s))),
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),
         Verb::Ps(args) => quick(ps::run(args, s)),
