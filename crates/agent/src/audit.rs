@@ -26,8 +26,8 @@ use crate::trust::Trusted;
 
 /// How long the first act waits for others to share an entry with.
 const TOGETHER: Duration = Duration::from_secs(5);
-/// How often it is looked whether something was discarded or heard: a flood makes one entry in this time.
-const LOOK: Duration = Duration::from_secs(10);
+/// Without any reason, it is looked this often whether something is to be told: what is counted elsewhere than in the intake.
+const LOOK: Duration = Duration::from_secs(3600);
 /// The longest wait after an entry that was not taken.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// The acts of an entry together; the rest of an entry fits beside.
@@ -39,8 +39,6 @@ pub(crate) struct Audit {
     identity: Arc<Identity>,
     /// The last row that was given out.
     row: AtomicU64,
-    /// How many acts were journaled since the last entry.
-    waiting: AtomicU64,
     wake: Notify,
     /// Where the chain ends, as the journal knows it.
     tip: Mutex<Option<Tip>>,
@@ -60,7 +58,6 @@ impl Audit {
             journal,
             identity,
             row: AtomicU64::new(opened.audit_row),
-            waiting: AtomicU64::new(0),
             wake: Notify::new(),
             tip: Mutex::new(tip),
         })
@@ -111,9 +108,8 @@ impl Audit {
         writes.extend(last.pop());
     }
 
-    /// Something was journaled.
+    /// Something was journaled, discarded or heard.
     pub(crate) fn nudge(&self) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
         self.wake.notify_one();
     }
 
@@ -135,6 +131,7 @@ impl Audit {
     /// would write the same chain.
     pub(crate) async fn run(self: Arc<Self>, bus: Bus, heard: Heard, cancel: CancellationToken, mut cloned: Halt) {
         let mut teller = Teller::new(&heard);
+        let mut policy = heard.gate.version();
         let mut link = bus.link();
         let mut revision = None;
         // What an earlier run left goes first.
@@ -149,12 +146,20 @@ impl Audit {
                     wait = Some(TOGETHER);
                     continue;
                 }
+                changed = policy.changed(), if wait.is_none() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    wait = Some(TOGETHER);
+                    continue;
+                }
                 changed = link.changed() => {
                     if changed.is_err() {
                         return;
                     }
                     // What the broker holds may be another store's by now.
                     revision = None;
+                    wait = Some(TOGETHER);
                     continue;
                 }
             };
@@ -162,6 +167,7 @@ impl Audit {
                 if ended {
                     return;
                 }
+                wait = Some(RETRY_MAX);
                 continue;
             }
             teller.hear(&self, &heard).await;
@@ -189,7 +195,6 @@ impl Audit {
         teller: &mut Teller,
         heard: &Heard,
     ) -> Result<(), String> {
-        self.waiting.store(0, Ordering::Relaxed);
         loop {
             let mut rows = self.journal.audit(ACTS_MAX).map_err(|error| error.to_string())?;
             let full = rows.len() >= ACTS_MAX;
@@ -252,13 +257,7 @@ impl Audit {
         Ok(())
     }
 
-    async fn publish(
-        &self,
-        bus: &Bus,
-        revision: u64,
-        rows: &[(u64, String)],
-        more: Vec<Act>,
-    ) -> Result<u64, String> {
+    async fn publish(&self, bus: &Bus, revision: u64, rows: &[(u64, String)], more: Vec<Act>) -> Result<u64, String> {
         let (subject, chain) = self.subject();
         let (me, tip) = (&self.identity.me, self.tip());
         let begun = tip.is_none().then_some(Act::Begun { instance: self.identity.instance });
@@ -268,8 +267,7 @@ impl Audit {
         let bytes = entry.to_bytes().map_err(|error| error.to_string())?;
         let seal = Seal::over(&bytes, &self.identity.pair).map_err(|error| error.to_string())?;
         let tip = Tip::of(&entry, &bytes);
-        let headers =
-            Headers::new().sealed(&seal).with_id(&clock::message_id().to_string()).expecting_last(revision);
+        let headers = Headers::new().sealed(&seal).with_id(&clock::message_id().to_string()).expecting_last(revision);
         let stored = bus.publish(&subject, headers, Bytes::from(bytes)).await.map_err(|error| error.to_string())?;
         let row = rows.last().map_or(0, |(row, _)| *row);
         self.confirmed(row, tip).await.map_err(|error| error.to_string())?;
@@ -312,9 +310,8 @@ impl Teller {
         let (operators, policy) = (heard.trusted.current().serial, *heard.gate.version().borrow());
         let news = [("operators", self.operators, operators), ("policy", self.policy, policy)];
         let news = news.into_iter().filter(|(_, known, now)| known != now);
-        let writes: Vec<Write> = news
-            .filter_map(|(what, _, version)| audit.write(&Act::Heard { what: what.into(), version }))
-            .collect();
+        let writes: Vec<Write> =
+            news.filter_map(|(what, _, version)| audit.write(&Act::Heard { what: what.into(), version })).collect();
         if !writes.is_empty() && audit.journal.commit(writes).await.is_ok() {
             (self.operators, self.policy) = (operators, policy);
         }

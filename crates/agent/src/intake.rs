@@ -146,11 +146,12 @@ impl Intake {
                 }
                 hint = hints.next() => {
                     let Some(hint) = hint else { return Ok(()) };
-                    if self.trusted.hear(&hint.message, &self.journal).await
-                        && let Err(error) = self.withdraw_revoked().await
-                    {
-                        self.fall_back(&error).await;
-                        due = Some(Instant::now());
+                    if self.trusted.hear(&hint.message, &self.journal).await {
+                        self.processes.audit().nudge();
+                        if let Err(error) = self.withdraw_revoked().await {
+                            self.fall_back(&error).await;
+                            due = Some(Instant::now());
+                        }
                     }
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
@@ -222,6 +223,7 @@ impl Intake {
             Verdict::Discard(_) if self.was_noted(message.sequence) => return true,
             Verdict::Discard(discard) => {
                 let count = self.counters.discard(discard.counter());
+                self.processes.audit().nudge();
                 // The first few and then every thousandth: a flood must not fill the log as well.
                 if count <= 10 || count.is_multiple_of(1000) {
                     tracing::warn!(subject = %message.subject, reason = %discard, count, "a message was discarded");
@@ -479,6 +481,7 @@ impl Intake {
         }
         // Each time: a hint that the list is another may have been lost.
         self.trusted.refresh(&self.bus, &self.journal).await.map_err(|error| error.to_string())?;
+        self.processes.audit().nudge();
         if !greeted {
             self.gate.refresh(&self.bus).await.map_err(|error| error.to_string())?;
         }

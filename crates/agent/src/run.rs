@@ -254,11 +254,8 @@ pub(crate) async fn live(
         });
     }
     {
-        let heard = audit::Heard {
-            counters: Arc::clone(&counters),
-            trusted: Arc::clone(&trusted),
-            gate: Arc::clone(&gate),
-        };
+        let heard =
+            audit::Heard { counters: Arc::clone(&counters), trusted: Arc::clone(&trusted), gate: Arc::clone(&gate) };
         let (audit, bus, stop, cloned) = (Arc::clone(&audit), bus.clone(), stop.clone(), cloned_seen.clone());
         tasks.spawn(async move {
             audit.run(bus, heard, stop, cloned).await;

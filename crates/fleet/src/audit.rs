@@ -25,16 +25,19 @@ const CONFLICTS_MAX: u32 = 32;
 /// Acts of this process that wait go into one entry, up to this size together.
 const TOGETHER_BYTES_MAX: usize = 48 * 1024;
 
+/// Whether an act was written down: a sentence, if not.
+type Written = Result<(), String>;
+
 /// The own chain, as far as this process knows it.
 #[derive(Default)]
 pub(crate) struct Chain {
     /// The end, and its sequence in the stream; `None` before it was read.
     end: tokio::sync::Mutex<Option<(Option<Tip>, u64)>>,
-    waiting: Mutex<Vec<(Act, oneshot::Sender<Result<(), String>>)>>,
+    waiting: Mutex<Vec<(Act, oneshot::Sender<Written>)>>,
 }
 
 impl Chain {
-    fn next(&self) -> Vec<(Act, oneshot::Sender<Result<(), String>>)> {
+    fn next(&self) -> Vec<(Act, oneshot::Sender<Written>)> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut bytes, mut count) = (0, 0);
         for (act, _) in waiting.iter() {
@@ -72,7 +75,8 @@ impl AuditLog {
                 reason: format!("line {} is none of `steward audit ls --raw -o ndjson`: {error}", number + 1),
             })
         };
-        let stored = text.lines().enumerate().filter(|(_, line)| !line.is_empty()).map(line).collect::<Result<_, _>>()?;
+        let stored =
+            text.lines().enumerate().filter(|(_, line)| !line.is_empty()).map(line).collect::<Result<_, _>>()?;
         let (heads, seen) = seen(&context.home())?;
         Ok(Self { stored, trust, nodes: vec![], heads, seen })
     }
@@ -125,9 +129,12 @@ fn seen(home: &Home) -> Result<(Vec<Head>, std::path::PathBuf), FleetError> {
     let Some(text) = files::read(&path)? else { return Ok((vec![], path)) };
     let ends: BTreeMap<String, (u64, String)> = serde_json::from_str(&text).map_err(|error| FleetError::File {
         path: path.clone(),
-        reason: format!("{error}; it tells where the chains of the audit log ended: look why it is broken, then remove it"),
+        reason: format!(
+            "{error}; it tells where the chains of the audit log ended: look why it is broken, then remove it"
+        ),
     })?;
-    let head = |(subject, (seq, sha256))| Head { subject, seq, sha256, told_by: "an earlier look from this home".into() };
+    let head =
+        |(subject, (seq, sha256))| Head { subject, seq, sha256, told_by: "an earlier look from this home".into() };
     Ok((ends.into_iter().map(head).collect(), path))
 }
 
@@ -179,11 +186,12 @@ impl Fleet {
 
     /// Where the own chain ends: at the broker, or where this home remembers, if the broker has lost the end.
     async fn end(&self, subject: &str) -> Result<(Option<Tip>, u64), FleetError> {
-        let remembered: Option<Tip> =
-            files::read(&self.tip_file())?.and_then(|text| serde_json::from_str(&text).ok());
+        let remembered: Option<Tip> = files::read(&self.tip_file())?.and_then(|text| serde_json::from_str(&text).ok());
         let Some(last) = self.bus().last(AUDIT, subject).await? else { return Ok((remembered, 0)) };
         let opened = audit::open(&stored(&last)).map_err(|reason| FleetError::Audit {
-            reason: format!("the last entry of the own chain is not to be believed: {reason}; see `steward audit verify`"),
+            reason: format!(
+                "the last entry of the own chain is not to be believed: {reason}; see `steward audit verify`"
+            ),
         })?;
         let tip = Tip::of(&opened.entry, &last.payload);
         Ok((Some(remembered.filter(|ours| ours.seq > tip.seq).unwrap_or(tip)), last.sequence))

@@ -10,8 +10,8 @@ use bus::kv::{NODES, PRESENCE, is_deletion};
 use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use message::registry::NodeKind;
 use message::audit::Act;
+use message::registry::NodeKind;
 use message::{LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Timestamp, Vitality, WIRE_VERSION};
 use serde_json::json;
 

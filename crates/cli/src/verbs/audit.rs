@@ -32,7 +32,9 @@ enum Verb {
     ///
     /// What nobody of this fleet has signed is left out, and said to be. With --raw, all is printed as it is stored, with the
     /// signatures, for others to verify.
-    #[command(after_help = "Examples:\n  steward audit ls --since 1h\n  steward audit ls --by admin --action order -o ndjson")]
+    #[command(
+        after_help = "Examples:\n  steward audit ls --since 1h\n  steward audit ls --by admin --action order -o ndjson"
+    )]
     Ls(Ls),
     /// Say whether the log is whole, and where a chain was cut or altered
     ///

@@ -18,7 +18,9 @@ use crate::sign::{PublicKey, Seal};
 use crate::state::State;
 use crate::time::Timestamp;
 
-pub use verify::{Believed, ChainReport, Fault, Grounds, Head, Opened, Report, Strange, Unaccounted, believe, open, verify};
+pub use verify::{
+    Believed, ChainReport, Fault, Grounds, Head, Opened, Report, Strange, Unaccounted, believe, open, verify,
+};
 
 /// The chain of an operator's key.
 pub const OPERATOR_CHAIN: &str = "operator";
@@ -316,7 +318,9 @@ impl Entry {
             return Err(wrong(format!("it is of version {}", entry.v)));
         }
         if entry.seq == 0 || (entry.seq == 1) != entry.prev.is_none() {
-            return Err(wrong("the first entry of a chain has number 1 and none before it, all others have one".into()));
+            return Err(wrong(
+                "the first entry of a chain has number 1 and none before it, all others have one".into(),
+            ));
         }
         Ok(entry)
     }

@@ -268,7 +268,9 @@ pub fn believe<'a>(
         nodes.iter().map(|(name, key)| (name.to_string(), key.clone())).collect();
     for (opened, _) in opened.iter().filter_map(|(_, entry)| entry.as_ref().ok()).filter(|(_, by)| *by) {
         known.extend(opened.entry.acts.iter().filter_map(|act| match act {
-            Act::Change { what, on, key: Some(key), .. } if what.starts_with("node ") => Some((on.clone(), key.clone())),
+            Act::Change { what, on, key: Some(key), .. } if what.starts_with("node ") => {
+                Some((on.clone(), key.clone()))
+            }
             _ => None,
         }));
     }
@@ -318,10 +320,8 @@ pub fn verify<'a>(all: impl Iterator<Item = &'a Stored>, grounds: Grounds<'_>) -
         }
         chain.compare(head);
     }
-    let aged: BTreeMap<&str, Timestamp> = chains
-        .iter()
-        .filter_map(|(subject, chain)| Some((subject.split('.').nth(2)?, chain.aged?)))
-        .collect();
+    let aged: BTreeMap<&str, Timestamp> =
+        chains.iter().filter_map(|(subject, chain)| Some((subject.split('.').nth(2)?, chain.aged?))).collect();
     let unaccounted: BTreeSet<Unaccounted> = decided
         .into_iter()
         .filter(|(by, job, _, at)| {
@@ -463,8 +463,7 @@ mod tests {
         all.push(stored(&entry, &pair(2), 3));
         let report = report(&all, &[]);
         assert_eq!((report.whole, report.strange[0].sequence, report.chains.len()), (false, 3, 1));
-        let revoked =
-            Revoked { name: "admin".into(), key: PublicKey::of(&pair(1)), revoked: Timestamp::from_ms(2) };
+        let revoked = Revoked { name: "admin".into(), key: PublicKey::of(&pair(1)), revoked: Timestamp::from_ms(2) };
         let trust = Trust { operators: vec![], revoked: vec![revoked], ..trust() };
         let kept = (Duration::from_secs(3600), Timestamp::from_ms(1000));
         let report = verify(all[..2].iter(), Grounds { trust: &trust, nodes: &[], heads: &[], kept });
