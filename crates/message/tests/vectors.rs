@@ -527,9 +527,10 @@ fn audit_chain() -> Value {
     let enrolled = Act::change("node enroll", "ship1").of_key(&PublicKey::of(&node()));
     let labelled = Act::change("node label", "ship1").noting("site=oslo");
     let operators = chain("admin", OPERATOR_CHAIN, &operator(), [enrolled, labelled]);
+    let entries = [operators, nodes].concat();
     json!({
         "what": "two chains: each entry but the first names the SHA-256 of the exact payload before it",
-        "chain": [operators, nodes].concat(),
+        "chain": entries,
     })
 }
 
