@@ -503,10 +503,10 @@ fn audit_chain() -> Value {
     let order = order();
     let decision = Act::Decision {
         order: order.id,
-        job: order.job.clone(),
+        job: order.job,
         by: Some(PublicKey::of(&operator())),
-        method: order.method.clone(),
-        domain: order.domain.clone(),
+        method: order.method,
+        domain: order.domain,
         state: State::Delivered,
         rule: Some("admins may everything".into()),
         policy: Some(1),
