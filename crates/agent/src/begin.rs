@@ -117,6 +117,7 @@ impl Beginner<'_> {
             waiting: last.waiting,
             outbox: last.outbox,
             limits: disk::shortage(self.dir).map(|_| Limit::Disk).into_iter().collect(),
+            audit: None,
         };
         presence::put(bus, &sign, self.pair, found.sequence).await.map(|_| ())
     }

@@ -17,7 +17,7 @@ use bus::{Bus, BusError, LiveOrders, LiveStored, Message, clock, kv, live};
 use journal::{Cursor, Entry, Journal, JournalError, Newest, Tombstone, Write};
 use message::method::{APPROVE, CANCEL};
 use message::policy::Decision;
-use message::{History, Operator, Order, State, Timestamp, Token};
+use message::{History, Operator, Order, PublicKey, State, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -100,6 +100,9 @@ struct Decided {
     /// Whether it was claimed for its process.
     runs: bool,
     subject: String,
+    /// The policy's rule that decided, and who signed: for the audit log.
+    rule: Option<String>,
+    signer: Option<PublicKey>,
 }
 
 impl Intake {
@@ -144,11 +147,12 @@ impl Intake {
                 }
                 hint = hints.next() => {
                     let Some(hint) = hint else { return Ok(()) };
-                    if self.trusted.hear(&hint.message, &self.journal).await
-                        && let Err(error) = self.withdraw_revoked().await
-                    {
-                        self.fall_back(&error).await;
-                        due = Some(Instant::now());
+                    if self.trusted.hear(&hint.message, &self.journal).await {
+                        self.processes.audit().nudge();
+                        if let Err(error) = self.withdraw_revoked().await {
+                            self.fall_back(&error).await;
+                            due = Some(Instant::now());
+                        }
                     }
                 }
                 () = tokio::time::sleep_until(wake), if due.is_some() && self.bus.is_up() && !halted => {
@@ -220,6 +224,7 @@ impl Intake {
             Verdict::Discard(_) if self.was_noted(message.sequence) => return true,
             Verdict::Discard(discard) => {
                 let count = self.counters.discard(discard.counter());
+                self.processes.audit().nudge();
                 // The first few and then every thousandth: a flood must not fill the log as well.
                 if count <= 10 || count.is_multiple_of(1000) {
                     tracing::warn!(subject = %message.subject, reason = %discard, count, "a message was discarded");
@@ -297,6 +302,10 @@ impl Intake {
             self.approve(order, operator, now, message, batch)?;
             return Ok(true);
         }
+        let rule = decision.as_ref().and_then(|decision| match decision {
+            Decision::Allowed { rule, .. } | Decision::NeedsApprovals { rule, .. } => Some(rule.clone()),
+            Decision::Denied { rule, .. } => rule.clone(),
+        });
         let (denied, held) = match decision {
             Some(Decision::Denied { reason, .. }) => (Some((State::Rejected, reason)), None),
             Some(Decision::NeedsApprovals { rule, approvals, .. }) => (None, Some(held_by(&rule, approvals))),
@@ -348,7 +357,8 @@ impl Intake {
         let mut entry = entry(order, message, refused, idle && held.is_none() && self.held.is_none());
         entry.by = signed.map(|(operator, _)| operator.key.clone());
         entry.reason = entry.reason.or(held);
-        batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone() });
+        let signer = message.signer().ok();
+        batch.decided.push(Decided { entry, place, runs, subject: message.subject.clone(), rule, signer });
         Ok(true)
     }
 
@@ -378,11 +388,13 @@ impl Intake {
             self.heads.insert(decided.subject.clone(), decided.entry.sequence);
         }
         batch.add_to(&mut writes);
+        self.account_for(&batch, &mut writes);
         self.save_progress(&mut writes);
         if let Err(error) = self.journal.commit(writes).await {
             self.give_back(&batch);
             return Err(error);
         }
+        self.processes.audit().nudge();
         // Before anything is told: what was withdrawn must not keep its place while the broker is slow.
         for entry in &batch.withdrawn {
             self.let_go(entry);
@@ -408,6 +420,17 @@ impl Intake {
             }
         }
         Ok(())
+    }
+
+    /// What was decided goes into the audit log, in the same commit.
+    fn account_for(&self, batch: &Batch, writes: &mut Vec<Write>) {
+        let (audit, policy) = (self.processes.audit(), *self.gate.version().borrow());
+        for decided in &batch.decided {
+            audit.decided(&decided.entry, decided.signer.as_ref(), (decided.rule.as_deref(), policy), writes);
+        }
+        for entry in &batch.withdrawn {
+            audit.withdrawn(entry, policy, writes);
+        }
     }
 
     /// Hands an order to its process, or holds it back while a catch-up goes on.
@@ -471,6 +494,7 @@ impl Intake {
             self.trusted.read(found.trust.as_ref(), &self.journal).await;
             self.gate.read(found.policy.as_ref(), found.record.as_ref()).await;
         }
+        self.processes.audit().nudge();
         let mut scan = live::catch_up(&self.bus, &node, self.chain.floor()).await.map_err(|error| error.to_string())?;
         self.identity.time.read(scan.opened_at());
         if !greeted {

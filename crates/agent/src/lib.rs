@@ -8,6 +8,7 @@
 //! `process` runs it by a `method`, `report` tells how it stands; `in_hand` says who may still withdraw or end it. Beside it run `presence` (life signs),
 //! `facts` (what the system is like) and `source` (events). `run` starts all of it and sees all of it end.
 
+mod audit;
 mod begin;
 pub mod config;
 mod counters;

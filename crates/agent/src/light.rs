@@ -196,6 +196,7 @@ impl Light {
             waiting: 0,
             outbox: 0,
             limits: Vec::new(),
+            audit: None,
         };
         match presence::put(bus, &sign, &self.pair, self.revision).await {
             Ok(revision) => self.revision = revision,

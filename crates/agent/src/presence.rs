@@ -291,6 +291,7 @@ impl Presence {
             waiting: self.counters.waiting.load(Ordering::Relaxed),
             outbox: self.counters.outbox.load(Ordering::Relaxed),
             limits: self.limits(),
+            audit: self.processes.audit().end(),
         };
         let revision = self.revision.load(Ordering::Relaxed);
         let stored = put(&self.bus, &sign, &self.identity.pair, revision).await?;

@@ -18,6 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::audit::Audit;
 use crate::counters::Counters;
 use crate::halt::Halt;
 use crate::in_hand::InHand;
@@ -90,6 +91,7 @@ pub(crate) struct Processes {
     keeper: keeper::Client,
     at_stop: AtStop,
     gate: Arc<Gate>,
+    audit: Arc<Audit>,
     parked: Mutex<HashMap<OrderId, Parked>>,
     /// Something was parked.
     parking: Notify,
@@ -123,7 +125,7 @@ impl Processes {
         identity: Arc<Identity>,
         counters: Arc<Counters>,
         methods_dir: PathBuf,
-        (gate, keeper, at_stop): (Arc<Gate>, keeper::Client, AtStop),
+        (gate, audit, keeper, at_stop): (Arc<Gate>, Arc<Audit>, keeper::Client, AtStop),
         (degraded, cloned, doubt): (watch::Sender<Option<String>>, Halt, Halt),
     ) -> Arc<Self> {
         let stop = CancellationToken::new();
@@ -136,6 +138,7 @@ impl Processes {
             keeper,
             at_stop,
             gate,
+            audit,
             parked: Mutex::default(),
             parking: Notify::new(),
             table: Mutex::default(),
@@ -426,7 +429,12 @@ impl Processes {
                     match entry.history.push(next, clock::now()) {
                         Err(_) => return Begun::Over,
                         Ok(()) => {
-                            self.journal.commit(vec![Write::Entry(Box::new(entry.clone()))]).await.map(|()| entry)
+                            let mut writes = vec![Write::Entry(Box::new(entry.clone()))];
+                            if next != State::Running {
+                                self.audit.withdrawn(&entry, *self.gate.version().borrow(), &mut writes);
+                                self.audit.nudge();
+                            }
+                            self.journal.commit(writes).await.map(|()| entry)
                         }
                     }
                 }
@@ -446,6 +454,11 @@ impl Processes {
                 }
             }
         }
+    }
+
+    /// This node's chain in the audit log.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     /// What the policy in force says about an order that waits: it may have changed since the order was taken.

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::{self, Audit};
 use crate::begin::Beginner;
 use crate::config::{Config, EventSource, Link};
 use crate::counters::Counters;
@@ -182,13 +183,14 @@ pub(crate) async fn live(
     let cloned = Teller::default();
     let cloned_seen = cloned.hear();
     let doubt = Teller::default();
+    let audit = Audit::new(journal.clone(), Arc::clone(&identity), &opened);
     let processes = Processes::new(
         journal.clone(),
         Arc::clone(&outbox),
         Arc::clone(&identity),
         Arc::clone(&counters),
         state_dir.join("methods.d"),
-        (Arc::clone(&gate), keeper, at_stop),
+        (Arc::clone(&gate), Arc::clone(&audit), keeper, at_stop),
         (degraded.clone(), cloned_seen.clone(), doubt.hear()),
     );
     tracing::info!(
@@ -268,6 +270,15 @@ pub(crate) async fn live(
         tasks.spawn(async move {
             prune(&journal, &watermark_seen, stop).await;
             ("prune", Ok(()))
+        });
+    }
+    {
+        let heard =
+            audit::Heard { counters: Arc::clone(&counters), trusted: Arc::clone(&trusted), gate: Arc::clone(&gate) };
+        let (audit, bus, stop, cloned) = (Arc::clone(&audit), bus.clone(), stop.clone(), cloned_seen.clone());
+        tasks.spawn(async move {
+            audit.run(bus, heard, stop, cloned).await;
+            ("audit", Ok(()))
         });
     }
     let intake = Intake {

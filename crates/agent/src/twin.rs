@@ -110,6 +110,7 @@ mod tests {
             waiting: 0,
             outbox: 0,
             limits: Vec::new(),
+            audit: None,
         }
     }
 

@@ -27,6 +27,8 @@ pub const COMMANDS: &str = "COMMANDS";
 pub const EVENTS: &str = "EVENTS";
 /// Stream of answers and output, `<sender>.reply.<job>.<node>` and `<sender>.output.<job>.<node>`.
 pub const REPLIES: &str = "REPLIES";
+/// Stream of the audit log, `<writer>.audit.<key>.<chain>`.
+pub const AUDIT: &str = "AUDIT";
 /// Bucket of registrations, by node.
 pub const NODES: &str = "NODES";
 /// Bucket of life signs, by node.
@@ -69,6 +71,8 @@ pub const REPLIES_AGE_MAX: Duration = JOBS_AGE_MAX;
 pub const EVENTS_AGE_MAX: Duration = DAY.saturating_mul(7);
 /// Jobs can be looked up for a quarter; longer than orders and answers can arrive.
 pub const JOBS_AGE_MAX: Duration = DAY.saturating_mul(90);
+/// The audit log is kept for a year and a month, so that a year can be looked back at after its end.
+pub const AUDIT_AGE_MAX: Duration = DAY.saturating_mul(400);
 /// Within this time a message id counts once. It covers a publisher's retries over a broker's restart; each id costs
 /// the broker 100 to 300 bytes of memory meanwhile. Nodes know ids for longer by themselves.
 pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
@@ -332,7 +336,22 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         description: Some("answers to orders, and their output".to_owned()),
         ..message_stream(REPLIES, &["reply", "output"])
     };
-    let mut all = vec![(COMMANDS, commands), (EVENTS, events), (REPLIES, replies), (KNOCKS, knocks(options.replicas))];
+    let audit = Config {
+        max_age: AUDIT_AGE_MAX,
+        // Refused when full, never forgotten: whoever writes then waits (a node) or does not order (an operator).
+        deny_purge: true,
+        subject_transform: Some(four_tokens("audit")),
+        republish: Some(on_arrival("*.audit.*.*")),
+        description: Some("who ordered, decided and changed what".to_owned()),
+        ..message_stream(AUDIT, &["audit"])
+    };
+    let mut all = vec![
+        (COMMANDS, commands),
+        (EVENTS, events),
+        (REPLIES, replies),
+        (KNOCKS, knocks(options.replicas)),
+        (AUDIT, audit),
+    ];
     all.extend(
         [NODES, PRESENCE, FACTS, JOBS, POLICY, META, ADMISSIONS, USERS]
             .map(|name| (name, bucket(name, options.replicas))),

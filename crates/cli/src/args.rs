@@ -158,6 +158,7 @@ pub(crate) enum Verb {
     Root(verbs::root::Args),
     Keys(verbs::keys::Args),
     Event(verbs::event::Args),
+    Audit(verbs::audit::Args),
     Ps(verbs::ps::Args),
     Bench(verbs::bench::Args),
     Context(verbs::context::Args),

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
 use message::admission::{AdmissionKind, fingerprint, is_fingerprint, short, subject};
+use message::audit::Act;
 use message::registry::NodeKind;
 use message::{
     Admission, Decision, Knock, NodeName, NodeRecord, NodeState, Pattern, PublicKey, SealedDocument, SealedTrust,
@@ -304,7 +305,9 @@ impl Fleet {
         let answers = &answers;
         let done: Vec<Knock> = stream::iter(&door.pending)
             .map(|pending| async move {
-                self.answer(answers, &pending.knock, Decision::Rejected).await?;
+                let knock = &pending.knock;
+                self.record(Act::change("knock reject", knock.name.as_str()).of_key(&knock.key)).await?;
+                self.answer(answers, knock, Decision::Rejected).await?;
                 Ok::<_, FleetError>(pending.knock.clone())
             })
             .buffer_unordered(IN_FLIGHT_MAX)
@@ -332,6 +335,7 @@ impl Fleet {
             changed: Some(self.now()),
             revoked: None,
         };
+        self.record(Act::change("node accept", knock.name.as_str()).of_key(&knock.key)).await?;
         let written = self.write_record(&record, revision).await?;
         Ok((!written).then(|| format!("somebody else wrote about {} in the meantime: try again", knock.name)))
     }

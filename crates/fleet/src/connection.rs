@@ -44,6 +44,8 @@ struct Shared {
     credentials: Credentials,
     trust: RwLock<(Arc<Trust>, Arc<Lineage>)>,
     time: BrokerTime,
+    /// What this identity writes in the audit log.
+    chain: crate::audit::Chain,
     /// Whether it was told that this machine's clock is wrong.
     clock_told: AtomicBool,
 }
@@ -97,8 +99,8 @@ impl Fleet {
 
     fn assemble(bus: Bus, context: &Context, credentials: Credentials, trust: (Trust, Lineage)) -> Self {
         let trust = RwLock::new((Arc::new(trust.0), Arc::new(trust.1)));
-        let (time, clock_told) = (BrokerTime::default(), AtomicBool::new(false));
-        Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust, time, clock_told }) }
+        let (time, chain, clock_told) = (BrokerTime::default(), crate::audit::Chain::default(), AtomicBool::new(false));
+        Self { bus, shared: Arc::new(Shared { context: context.clone(), credentials, trust, time, chain, clock_told }) }
     }
 
     /// What it was connected with.
@@ -220,6 +222,10 @@ impl Fleet {
         let stored = self.bus.kv_get(POLICY, TRUST_KEY).await?;
         let sealed = stored.and_then(|message| serde_json::from_slice::<SealedTrust>(&message.payload).ok());
         sealed.filter(|sealed| self.roots().open(sealed).is_ok()).ok_or(missing)
+    }
+
+    pub(crate) fn chain(&self) -> &crate::audit::Chain {
+        &self.shared.chain
     }
 
     pub(crate) fn credentials(&self) -> &Credentials {

@@ -93,6 +93,15 @@ pub enum FleetError {
         /// Why.
         reason: String,
     },
+    /// What was to be done could not be written down first.
+    #[error(
+        "it cannot be written in the audit log, so it was not done: {reason}; `steward doctor` says how the broker stands, and \
+         a broker of an earlier version makes the log when it is started again"
+    )]
+    Audit {
+        /// Why.
+        reason: String,
+    },
     /// The orders were stored, but not all could be sent.
     #[error(
         "job {job} is stored, but {unsent} of its {targets} orders were not taken by the broker: {reason}. \

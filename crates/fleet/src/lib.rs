@@ -7,6 +7,7 @@
 //! Start reading at [`Fleet`], then [`order`] (what is asked), [`job`] (how it stands) and [`nodes`] (who is there).
 
 pub mod admission;
+pub mod audit;
 pub mod context;
 pub mod enroll;
 pub mod events;
@@ -28,6 +29,7 @@ mod steady;
 mod succession;
 
 pub use admission::{Answered, Door, Knockers, NewToken, Pending};
+pub use audit::AuditLog;
 pub use connection::{Fleet, TRUST_KEY};
 pub use context::{Context, Home};
 pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized, rotate};

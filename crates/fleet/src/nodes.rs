@@ -10,6 +10,7 @@ use bus::kv::{FACTS, NODES, PRESENCE, is_deletion};
 use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
+use message::audit::Act;
 use message::registry::NodeKind;
 use message::{
     Expression, Facts, LifeSign, NodeName, NodeRecord, Pattern, PublicKey, Selector, Timestamp, Vitality, WIRE_VERSION,
@@ -188,6 +189,9 @@ impl Fleet {
             // Later than before also where this clock is behind: nodes never go back.
             let after = record.changed.map(|before| before.plus(Duration::from_millis(1)));
             record.changed = Some(after.unwrap_or_default().max(self.now()));
+            let change: Vec<String> = set.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let gone: Vec<String> = remove.iter().map(|key| format!("{key}-")).collect();
+            self.record(Act::change("node label", name.as_str()).noting([change, gone].concat().join(" "))).await?;
             if self.write_record(&record, written.sequence).await? {
                 return Ok(record);
             }
@@ -203,6 +207,7 @@ impl Fleet {
         if self.bus().kv_get(NODES, name.as_str()).await?.is_none() {
             return Err(self.unknown(&[name]).await);
         }
+        self.record(Act::change("node rm", name.as_str())).await?;
         self.bus().kv_delete(NODES, name.as_str()).await?;
         Ok(())
     }
@@ -219,6 +224,7 @@ impl Fleet {
                 return Err(self.unknown(&[name]).await);
             };
             let mut record = self.believe(&written)?;
+            self.record(Act::change("node revoke", name.as_str()).of_key(&record.key)).await?;
             // Also when the record says so already: an attempt may have broken off before the broker was told.
             cut_off(home, self.context(), Role::Node, &record.key).await?;
             if record.revoked.is_some() {
@@ -244,6 +250,8 @@ impl Fleet {
                 return Err(self.unknown(&[name]).await);
             };
             let mut record = self.believe(&written)?;
+            let old = format!("in the place of {}", record.key);
+            self.record(Act::change("node rotate", name.as_str()).of_key(key).noting(old)).await?;
             cut_off(home, self.context(), Role::Node, &record.key).await?;
             (record.key, record.revoked, record.enrolled) = (key.clone(), None, self.now());
             record.by.clone_from(&by);
@@ -284,6 +292,7 @@ impl Fleet {
                 changed: Some(self.now()),
                 revoked: None,
             };
+            self.record(Act::change("node enroll", name.as_str()).of_key(key)).await?;
             if self.write_record(&record, last.map_or(0, |message| message.sequence)).await? {
                 return Ok(record);
             }
@@ -329,7 +338,12 @@ impl Fleet {
             }
         };
         let all = async { try_join_all(names.iter().map(|name| one(name))).await.map_err(FleetError::from) };
-        let (found, clock) = tokio::try_join!(all, self.broker_clock())?;
+        // Where nodes are named, something is usually ordered of them.
+        let chain = async {
+            self.find_chain().await;
+            Ok(())
+        };
+        let (found, clock, ()) = tokio::try_join!(all, self.broker_clock(), chain)?;
         let missing: Vec<&NodeName> =
             names.iter().zip(&found).filter(|(_, (record, ..))| record.is_none()).map(|(name, _)| *name).collect();
         if !missing.is_empty() {

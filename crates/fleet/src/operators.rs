@@ -12,6 +12,7 @@ use bus::keys::{FleetKeys, Role};
 use bus::kv::{NODES, POLICY};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use message::audit::Act;
 use message::{Lineage, NodeName, Operator, PublicKey, Revoked, SealedTrust, Token, Trust, WIRE_VERSION};
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
@@ -195,6 +196,9 @@ impl Fleet {
         let pair = KeyPair::new_user();
         let creds = keys.operator_user(name.as_str(), &pair)?.render();
         let key = PublicKey::of(&pair);
+        let told: Vec<&str> = roles.iter().map(Token::as_str).collect();
+        let told = format!("roles {}{}", told.join(","), if signs_policies { "; signs policies" } else { "" });
+        self.record(Act::change("operator add", name.as_str()).of_key(&key).noting(told)).await?;
         let sealed = self
             .change_trust(root, |trust| {
                 if trust.operators.iter().any(|operator| operator.name == name.as_str()) {
@@ -247,6 +251,7 @@ impl Fleet {
             )));
         }
         for key in &keys {
+            self.record(Act::change("operator revoke", name).of_key(key)).await?;
             cut_off(home, self.context(), Role::Operator, key).await?;
         }
         // From here on he can write nothing any more.
@@ -295,6 +300,8 @@ impl Fleet {
         }
         let (old, roles, key) = (held.key.clone(), held.roles.clone(), PublicKey::of(&pair));
         let creds = keys.operator_user(name.as_str(), &pair)?.render();
+        let told = format!("beside {old}");
+        self.record(Act::change("operator rotate", name.as_str()).of_key(&key).noting(told)).await?;
         let sealed = self
             .change_trust(root, |trust| {
                 let operator = Operator { name: name.to_string(), key: key.clone(), roles: roles.clone() };

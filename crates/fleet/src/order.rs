@@ -17,6 +17,7 @@ use bus::kv::JOBS;
 use bus::{BusError, Headers, clock};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use message::audit::Act;
 use message::job::chunk_key;
 use message::{JobId, JobRecord, NodeName, OrderId, PublicKey, Seal, SealedOrder, Secrets, Subject, Token};
 use serde_json::Value;
@@ -168,7 +169,17 @@ impl Fleet {
                 .await
                 .map_err(|error| FleetError::signing(&error))??
         };
-        match (self.store(&packed).await, &terms.idempotency_key) {
+        // Both leave at once, and first what is written down: no order leaves before both are stored.
+        let names = packed.orders.iter().map(|order| &order.node);
+        let written = self.record(Act::order(&packed.record, &packed.bytes, names));
+        let (written, stored) = tokio::join!(written, self.store(&packed));
+        if let (Err(error), Ok(())) = (written.as_ref(), stored.as_ref()) {
+            // Else a station would send it: what is not written down is not ordered.
+            self.bus().kv_delete(JOBS, job.as_str()).await?;
+            tracing::debug!(%error, %job, "the job is taken back");
+        }
+        written?;
+        match (stored, &terms.idempotency_key) {
             // Somebody else with the same key was faster.
             (Err(FleetError::Bus(BusError::Conflict { what })), Some(key)) => {
                 let placed = self.ordered_before(job, key, request, all, terms).await?;

@@ -6,6 +6,7 @@ use std::path::Path;
 use bus::kv::POLICY;
 use bus::{BusError, clock};
 use bytes::Bytes;
+use message::audit::Act;
 use message::policy::{POLICY_KEY, Rule, Rules, reach};
 use message::{Policy, PublicKey, SealedDocument};
 use nkeys::KeyPair;
@@ -282,6 +283,9 @@ impl Fleet {
             Err(_) if own && root.is_none() => seal(&policy, self.credentials().pair())?,
             Err(error) => return Err(error),
         };
+        let sealed = message::audit::sha256(signed.sealed.document.as_bytes());
+        let change = Act::change("policy apply", format!("version {next}")).of_key(&signed.sealed.seal.key);
+        self.record(change.noting(format!("sha256 {sealed}"))).await?;
         if !self.put_policy(&signed, revision).await? {
             return Err(raced(next));
         }

@@ -12,6 +12,7 @@ use bus::kv::USERS;
 use bus::{Bus, BusError, Headers, clock};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use message::audit::Act;
 use message::{PublicKey, Renewal, Seal, Taken};
 
 use crate::connection::Fleet;
@@ -71,6 +72,7 @@ impl Fleet {
             let bus = system_bus(&keys, self.context()).await?;
             let told = async {
                 for role in roles.iter().filter(|role| keys.old_keys(**role).is_empty()).copied().collect::<Vec<_>>() {
+                    self.record(Act::change("keys rotate", role.as_str())).await?;
                     learn(&bus, &mut keys, role).await?;
                     bus.push_claims(&keys.begin_rotation(role)?).await?;
                     keys.finish_rotation(role)?;
@@ -110,6 +112,7 @@ impl Fleet {
         let bus = system_bus(&keys, self.context()).await?;
         let told = async {
             for role in roles.iter().filter(|role| !keys.old_keys(**role).is_empty()).copied().collect::<Vec<_>>() {
+                self.record(Act::change("keys retire", role.as_str())).await?;
                 learn(&bus, &mut keys, role).await?;
                 bus.push_claims(&keys.retire(role)?).await?;
             }

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use bus::clock;
+use message::audit::Act;
 use message::{Lineage, PublicKey, SealedDocument, Succession};
 
 use crate::connection::Fleet;
@@ -18,6 +19,7 @@ impl Fleet {
     /// # Errors
     /// [`FleetError::Usage`] when another one was named; otherwise when the list cannot be signed or stored.
     pub async fn name_heir(&self, root: &RootKey, heir: &PublicKey) -> Result<u64, FleetError> {
+        self.record(Act::change("root heir", "").of_key(heir)).await?;
         let sealed = self
             .change_list(root, |_, roots| match roots.heir() {
                 Some(named) if named == heir => Ok(()),
@@ -46,6 +48,7 @@ impl Fleet {
                 return Err(FleetError::usage(format!("{} was the root before, and cannot come back", key.public())));
             }
             false => {
+                self.record(Act::change("root rotate", "").of_key(&key.public())).await?;
                 self.change_list(key, |_, roots| {
                     let named = match (roots.heir(), root) {
                         (Some(heir), _) if *heir == key.public() => roots.named().cloned(),

@@ -86,8 +86,11 @@ impl Ledger {
         }
         store::set_log_generation(&txn, generation)?;
         commit(txn)?;
+        let (audit_tip, audit_row) = store::audit_state(&db)?;
         let opened = Opened {
             instance,
+            audit_tip,
+            audit_row,
             cursor: store::cursor(&db)?,
             unsettled: store::unsettled(&db)?,
             trust: store::trust(&db)?,
@@ -304,6 +307,19 @@ impl Reader {
 
     pub(crate) fn event_count(&self) -> Result<u64, JournalError> {
         store::event_count(&*self.database()?)
+    }
+
+    pub(crate) fn audit(&self, limit: usize) -> Result<Vec<(u64, String)>, JournalError> {
+        // What is confirmed in the overlay may still be in the store; what is in both counts once.
+        let (newer, confirmed) = {
+            let overlay = lock(&self.overlay);
+            let newer: Vec<_> = overlay.audit.iter().take(limit).map(|(row, act)| (*row, act.clone())).collect();
+            (newer, overlay.audited.as_ref().map_or(0, |(row, _)| *row))
+        };
+        let mut rows: std::collections::BTreeMap<u64, String> =
+            store::audit(&*self.database()?, confirmed, limit)?.into_iter().collect();
+        rows.extend(newer);
+        Ok(rows.into_iter().take(limit).collect())
     }
 
     pub(crate) fn source(&self, name: &str) -> Result<Option<SourcePosition>, JournalError> {

@@ -128,6 +128,16 @@ pub(crate) fn encode(writes: &[Write]) -> Result<Option<Vec<u8>>, JournalError> 
                 payload.extend_from_slice(&number.to_le_bytes());
                 b's'
             }
+            Write::Audit { row, act } => {
+                payload.extend_from_slice(&row.to_le_bytes());
+                payload.extend_from_slice(act.as_bytes());
+                b'a'
+            }
+            Write::Audited { row, tip } => {
+                payload.extend_from_slice(&row.to_le_bytes());
+                payload.extend_from_slice(tip.as_bytes());
+                b't'
+            }
             Write::Epoch(_)
             | Write::Trust(_)
             | Write::Tombstone(_)
@@ -196,6 +206,14 @@ fn decode_one(tag: u8, mut body: Bytes<'_>) -> Option<Write> {
         b'h' => {
             let sequence = body.u64()?;
             Write::Head { subject: String::from_utf8(body.0.to_vec()).ok()?, sequence }
+        }
+        b'a' => {
+            let row = body.u64()?;
+            Write::Audit { row, act: String::from_utf8(body.0.to_vec()).ok()? }
+        }
+        b't' => {
+            let row = body.u64()?;
+            Write::Audited { row, tip: String::from_utf8(body.0.to_vec()).ok()? }
         }
         b'f' => Write::Floor(body.u64()?),
         b'w' => Write::Watermark(Timestamp::from_ms(body.array().map(i64::from_le_bytes)?)),

@@ -13,13 +13,21 @@ pub(crate) struct Overlay {
     pub(crate) entries: BTreeMap<OrderId, Entry>,
     /// `None`: confirmed, to be removed from the store.
     pub(crate) output: BTreeMap<([u8; 16], u32), Option<OutputRow>>,
+    /// Acts for the audit log; those that are confirmed before the log is full never reach the store.
+    pub(crate) audit: BTreeMap<u64, String>,
+    /// Up to which row they are confirmed, and where the chain ends.
+    pub(crate) audited: Option<(u64, String)>,
     /// Changes of the cursor, in their order.
     pub(crate) cursor: Vec<Write>,
 }
 
 impl Overlay {
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.output.is_empty() && self.cursor.is_empty()
+        self.entries.is_empty()
+            && self.output.is_empty()
+            && self.cursor.is_empty()
+            && self.audit.is_empty()
+            && self.audited.is_none()
     }
 
     /// Folds in one write. `known` is what the store knows of an order that is not here.
@@ -47,6 +55,13 @@ impl Overlay {
             Write::OutputSent { id, number } => {
                 self.output.insert((*id.as_bytes(), number), None);
             }
+            Write::Audit { row, act } => {
+                self.audit.insert(row, act);
+            }
+            Write::Audited { row, tip } => {
+                self.audit = self.audit.split_off(&row.saturating_add(1));
+                self.audited = Some((row, tip));
+            }
             other => self.cursor.push(other),
         }
     }
@@ -71,6 +86,8 @@ impl Overlay {
             None => Write::OutputSent { id: OrderId::from_bytes(*order), number: *number },
         });
         let entries = self.entries.values().map(|entry| Write::Entry(Box::new(entry.clone())));
-        output.chain(entries).chain(self.cursor.iter().cloned())
+        let audited = self.audited.iter().map(|(row, tip)| Write::Audited { row: *row, tip: tip.clone() });
+        let audit = self.audit.iter().map(|(row, act)| Write::Audit { row: *row, act: act.clone() });
+        output.chain(entries).chain(audited).chain(audit).chain(self.cursor.iter().cloned())
     }
 }

@@ -20,8 +20,11 @@ const EVENTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("event
 const SOURCES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("sources");
 const TOMBSTONES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("tombstones");
 const NEWEST: TableDefinition<'static, &str, Bytes> = TableDefinition::new("newest");
+const AUDIT: TableDefinition<'static, u64, Bytes> = TableDefinition::new("audit");
 
 const INSTANCE: &str = "instance";
+const AUDIT_TIP: &str = "audit_tip";
+const AUDIT_ROW: &str = "audit_row";
 const FLOOR: &str = "floor";
 const EPOCH: &str = "epoch";
 const WATERMARK: &str = "watermark";
@@ -55,6 +58,7 @@ pub(crate) fn prepare(txn: &WriteTransaction, fresh: InstanceId) -> Result<Insta
     txn.open_table(SOURCES).map_err(write_error)?;
     txn.open_table(TOMBSTONES).map_err(write_error)?;
     txn.open_table(NEWEST).map_err(write_error)?;
+    txn.open_table(AUDIT).map_err(write_error)?;
     let mut meta = txn.open_table(META).map_err(write_error)?;
     let known = meta.get(INSTANCE).map_err(read_error)?.map(|value| value.value().to_vec());
     match known {
@@ -171,6 +175,29 @@ pub(crate) fn event_count(db: &redb::Database) -> Result<u64, JournalError> {
     let txn = db.begin_read().map_err(read_error)?;
     let table = txn.open_table(EVENTS).map_err(read_error)?;
     table.len().map_err(read_error)
+}
+
+/// The first `limit` acts for the audit log behind row `after`.
+pub(crate) fn audit(db: &redb::Database, after: u64, limit: usize) -> Result<Vec<(u64, String)>, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let table = txn.open_table(AUDIT).map_err(read_error)?;
+    let mut rows = Vec::new();
+    for row in table.range(after.saturating_add(1)..).map_err(read_error)?.take(limit) {
+        let (key, value) = row.map_err(read_error)?;
+        rows.push((key.value(), String::from_utf8_lossy(value.value()).into_owned()));
+    }
+    Ok(rows)
+}
+
+/// Where the chain in the audit log ends, and the last row that was given out.
+pub(crate) fn audit_state(db: &redb::Database) -> Result<(Option<String>, u64), JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let meta = txn.open_table(META).map_err(read_error)?;
+    let tip = meta.get(AUDIT_TIP).map_err(read_error)?.map(|value| decode(value.value())).transpose()?;
+    let confirmed = meta.get(AUDIT_ROW).map_err(read_error)?.map_or(Ok(0), |value| decode(value.value()))?;
+    let table = txn.open_table(AUDIT).map_err(read_error)?;
+    let last = table.last().map_err(read_error)?.map_or(0, |(key, _)| key.value());
+    Ok((tip, last.max(confirmed)))
 }
 
 pub(crate) fn source(db: &redb::Database, name: &str) -> Result<Option<SourcePosition>, JournalError> {
@@ -299,6 +326,18 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
                 sources.insert(source.as_str(), encode(position)?.as_slice()).map_err(write_error)?;
             }
             Ok(())
+        }
+        Write::Audit { row, act } => {
+            let mut table = txn.open_table(AUDIT).map_err(write_error)?;
+            table.insert(*row, act.as_bytes()).map_err(write_error)?;
+            Ok(())
+        }
+        Write::Audited { row, tip } => {
+            let mut table = txn.open_table(AUDIT).map_err(write_error)?;
+            table.retain(|held, _| held > *row).map_err(write_error)?;
+            drop(table);
+            put_meta(txn, AUDIT_ROW, row)?;
+            put_meta(txn, AUDIT_TIP, tip)
         }
         Write::EventSent { row } => {
             let mut table = txn.open_table(EVENTS).map_err(write_error)?;

@@ -74,6 +74,20 @@ pub enum Write {
         /// Its row.
         row: u64,
     },
+    /// Something for the audit log, in the same write as what it tells of.
+    Audit {
+        /// Its number, larger than all before.
+        row: u64,
+        /// The act.
+        act: String,
+    },
+    /// The broker has confirmed an entry of the audit log that holds all acts up to this row.
+    Audited {
+        /// The last of its rows.
+        row: u64,
+        /// Where the chain ends now.
+        tip: String,
+    },
 }
 
 /// Where the reading of orders goes on.
@@ -100,6 +114,10 @@ pub struct Opened {
     pub unsettled: Vec<Entry>,
     /// The sealed list of operators, if one was kept.
     pub trust: Option<String>,
+    /// Where this journal's chain in the audit log ends, as it was written.
+    pub audit_tip: Option<String>,
+    /// The last row of the audit log that was given out.
+    pub audit_row: u64,
 }
 
 pub(crate) enum Request {
@@ -266,6 +284,14 @@ impl Journal {
     /// [`JournalError`] when it cannot be read.
     pub fn event_count(&self) -> Result<u64, JournalError> {
         self.reader.event_count()
+    }
+
+    /// At most `limit` acts for the audit log that the broker has not confirmed, with their rows.
+    ///
+    /// # Errors
+    /// [`JournalError`] when it cannot be read.
+    pub fn audit(&self, limit: usize) -> Result<Vec<(u64, String)>, JournalError> {
+        self.reader.audit(limit)
     }
 
     /// How far a source of events has been read.

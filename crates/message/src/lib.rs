@@ -8,6 +8,7 @@
 //! stands), [`reply`] (what is answered) and [`sign`] (who said so).
 
 pub mod admission;
+pub mod audit;
 pub mod event;
 pub mod expression;
 pub mod facts;

@@ -103,6 +103,9 @@ pub struct LifeSign {
     /// What is full, and holds back what would come behind.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub limits: Vec<Limit>,
+    /// Where its chain in the audit log ends: number and SHA-256 of its last entry.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub audit: Option<(u64, String)>,
 }
 
 /// Something bounded that is full.
@@ -276,6 +279,7 @@ mod tests {
             waiting: 0,
             outbox: 0,
             limits: Vec::new(),
+            audit: None,
         }
     }
 

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use crypto_box::aead::rand_core::{self, CryptoRng, RngCore};
 use data_encoding::{BASE64, HEXLOWER};
 use message::admission::{AdmissionKind, Decision as Answer, KnockKind, TokenKind, TokenRecordKind, fingerprint};
+use message::audit::{self, Act, Entry, OPERATOR_CHAIN, Tip};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::policy::{Asked, Decision, Request, Rules, decide};
@@ -130,6 +131,7 @@ fn vectors() -> Value {
         "renewal": sealed_message(&format!("$KV.USERS.{}", node().public_key()), None, &json_bytes(&renewal()), &operator()),
         "taken": sealed_message(&format!("$KV.USERS.taken.{}", node().public_key()), None, &json_bytes(&taken()), &node()),
         "event_batch": event_batch(),
+        "audit": audit_chain(),
         "histories": histories(),
         "merges": merges(),
         "vitality": vitality(),
@@ -619,6 +621,7 @@ fn life_sign(condition: Condition) -> LifeSign {
         waiting: 0,
         outbox: 0,
         limits: Vec::new(),
+        audit: None,
     }
 }
 
@@ -702,6 +705,42 @@ fn admission() -> Value {
         "accepted": answered(Answer::Accepted, &operator()),
         "rejected": answered(Answer::Rejected, &operator()),
         "by_a_stranger": answered(Answer::Accepted, &stranger()),
+    })
+}
+
+/// The first two entries of a node's chain, and of an operator's.
+fn audit_chain() -> Value {
+    let order = order();
+    let decision = Act::Decision {
+        order: order.id,
+        job: order.job,
+        by: Some(PublicKey::of(&operator())),
+        method: order.method,
+        domain: order.domain,
+        state: State::Delivered,
+        rule: Some("admins may everything".into()),
+        policy: Some(1),
+        reason: None,
+        at: noon_and(1),
+    };
+    let instance = InstanceId::from_bytes([0x33; 16]);
+    let chain = |writer: &str, chain: &str, pair: &KeyPair, acts: [Act; 2]| {
+        let mut tip = None;
+        acts.map(|act| {
+            let entry = Entry::after(tip.as_ref(), (writer, chain), noon_and(2), vec![act]);
+            let bytes = entry.to_bytes().unwrap();
+            tip = Some(Tip::of(&entry, &bytes));
+            sealed_message(&audit::subject(writer, &PublicKey::of(pair), chain), None, &bytes, pair)
+        })
+    };
+    let nodes = chain("ship1", &instance.to_string(), &node(), [Act::Begun { instance }, decision]);
+    let enrolled = Act::change("node enroll", "ship1").of_key(&PublicKey::of(&node()));
+    let labelled = Act::change("node label", "ship1").noting("site=oslo");
+    let operators = chain("admin", OPERATOR_CHAIN, &operator(), [enrolled, labelled]);
+    let entries = [operators, nodes].concat();
+    json!({
+        "what": "two chains: each entry but the first names the SHA-256 of the exact payload before it",
+        "chain": entries,
     })
 }
 
@@ -1104,4 +1143,22 @@ fn histories_are_legal_and_illegal_as_published() {
     let list = |which: &str| vectors["histories"][which].as_array().unwrap().clone();
     assert!(list("legal").iter().all(is_legal));
     assert!(!list("illegal").iter().any(is_legal));
+}
+
+#[test]
+fn each_entry_of_a_chain_names_the_one_before() {
+    let vectors = read();
+    let mut before: BTreeMap<String, String> = BTreeMap::new();
+    for stored in vectors["audit"]["chain"].as_array().unwrap() {
+        let payload = stored["payload"].as_str().unwrap();
+        let header = |name: &str| stored["headers"][name].as_str();
+        let seal = Seal::from_headers(header(KEY_HEADER), header(SIGNATURE_HEADER)).unwrap();
+        assert_eq!(seal.verify(payload.as_bytes()), Ok(()));
+        let entry = Entry::parse(payload.as_bytes()).unwrap();
+        let subject = stored["subject"].as_str().unwrap().to_owned();
+        assert_eq!(subject, format!("{}.audit.{}.{}", entry.writer, seal.key, entry.chain));
+        let known = before.insert(subject, HEXLOWER.encode(&Sha256::digest(payload)));
+        assert_eq!(entry.prev.map(|prev| prev.sha256), known);
+    }
+    assert_eq!(before.len(), 2);
 }

@@ -52,6 +52,7 @@ fn node(name: &str, state: NodeState, reason: Option<&str>, seen_s: Option<i64>,
         waiting: 12,
         outbox: 0,
         limits: Vec::new(),
+        audit: None,
     });
     let last_seen = seen_s.map(ago);
     let age = seen_s.map(|seconds| Duration::from_secs(seconds.unsigned_abs()));

@@ -58,6 +58,7 @@ pub(crate) fn sign(name: &str) -> LifeSign {
         waiting: 2,
         outbox: 0,
         limits: Vec::new(),
+        audit: None,
     }
 }
 

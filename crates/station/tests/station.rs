@@ -190,6 +190,7 @@ impl PlayedNode {
             waiting: 0,
             outbox: 0,
             limits: Vec::new(),
+            audit: None,
         };
         let bytes = Bytes::from(serde_json::to_vec(&sign).unwrap());
         let seal = Seal::over(&bytes, signer).unwrap();

@@ -29,7 +29,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "order", run: order },
     Target { name: "reply", run: reply },
     Target { name: "life_sign", run: life_sign },
@@ -45,6 +45,7 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "frames", run: frames },
     Target { name: "admission", run: admission },
     Target { name: "target", run: target },
+    Target { name: "audit", run: audit },
 ];
 
 /// The longest input that the mutator makes.
@@ -304,6 +305,22 @@ pub fn job_record(bytes: &[u8]) {
         for sealed in &chunk.orders {
             order(sealed.order.as_bytes());
         }
+    }
+}
+
+/// An entry of the audit log, and a line of its export.
+pub fn audit(bytes: &[u8]) {
+    if let Ok(entry) = message::audit::Entry::parse(bytes) {
+        assert_eq!(entry.seq == 1, entry.prev.is_none(), "a chain begins in its middle");
+        if let Ok(written) = entry.to_bytes() {
+            assert_eq!(message::audit::Entry::parse(&written), Ok(entry), "an entry reads back as another one");
+        }
+    }
+    if let Ok(stored) = serde_json::from_slice::<message::audit::Stored>(bytes)
+        && let Ok(opened) = message::audit::open(&stored)
+    {
+        let held = stored.seal.as_ref().is_some_and(|seal| seal.verify(stored.entry.as_bytes()).is_ok());
+        assert!(held && stored.subject.contains(opened.key.as_str()), "what is not signed was opened");
     }
 }
 

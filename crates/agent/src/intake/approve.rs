@@ -57,7 +57,14 @@ impl Intake {
             State::Rejected => history_of(&[State::Rejected]),
             ended => history_of(&[State::Delivered, State::Running, ended]),
         };
-        batch.decided.push(Decided { entry, place: None, runs: false, subject: message.subject.clone() });
+        batch.decided.push(Decided {
+            entry,
+            place: None,
+            runs: false,
+            subject: message.subject.clone(),
+            rule: None,
+            signer: None,
+        });
         Ok(())
     }
 

@@ -162,7 +162,14 @@ impl Intake {
                 batch.endings.push(Ending { cancel: order.id, order: id, job, by, limit: order.timeout() });
             }
         }
-        batch.decided.push(Decided { entry, place: None, runs: false, subject: message.subject.clone() });
+        batch.decided.push(Decided {
+            entry,
+            place: None,
+            runs: false,
+            subject: message.subject.clone(),
+            rule: None,
+            signer: None,
+        });
         Ok(())
     }
 

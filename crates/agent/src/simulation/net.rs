@@ -403,18 +403,20 @@ impl Net {
             } else {
                 panic!("the simulated broker does not know the call {call}");
             }
-        } else if packet.subject.starts_with("$KV.PRESENCE.") {
+        } else if packet.subject.starts_with("$KV.PRESENCE.") || packet.subject.contains(".audit.") {
             Some(self.put(packet).into())
         } else {
             Some(self.store_reply(packet).into())
         };
         trace.note(now, || {
             let id = packet.header("Nats-Msg-Id").unwrap_or_default();
+            // The journal's id is drawn by the system's dice, and ends the subject of a chain.
+            let subject = packet.subject.split_once(".audit.").map_or(&*packet.subject, |(before, _)| before);
             let told = Reply::parse(&packet.payload).ok().map(|reply| {
                 let steps: Vec<_> = reply.history.steps().iter().map(|step| step.state.as_str()).collect();
                 format!("{} {}", reply.order, steps.join(" "))
             });
-            format!("{number} says {} {id} {}", packet.subject, told.unwrap_or_default())
+            format!("{number} says {subject} {id} {}", told.unwrap_or_default())
         });
         if let (Some(Answer(mut answer)), Some(reply)) = (answer, &packet.reply)
             && !self.dice.chance(self.weather.lost_answer)

@@ -11,13 +11,13 @@ use crate::claims::{
 use crate::keys::door;
 
 /// Kinds of messages of which subjects have four tokens, `<to>.<kind>.<…>.<…>`.
-const KINDS: [&str; 4] = ["command", "event", "reply", "output"];
+const KINDS: [&str; 5] = ["command", "event", "reply", "output", "audit"];
 
 /// Prefix under which EDGE sees the JetStream calls of CORE that a node needs (`$JS.API` there).
 pub const EDGE_API_PREFIX: &str = "core.API";
 
 /// Streams of which a node reads the last message of a subject by direct get, and which subjects.
-const READABLE: [(&str, &str); 7] = [
+const READABLE: [(&str, &str); 8] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
     ("KV_FACTS", "$KV.FACTS.{{name()}}"),
@@ -27,13 +27,15 @@ const READABLE: [(&str, &str); 7] = [
     ("KV_USERS", "$KV.USERS.{{subject()}}"),
     // What it answered before: a node whose journal was lost or set back does not run an order again.
     ("REPLIES", "*.reply.*.{{name()}}"),
+    // The end of its own chain in the audit log, to go on behind it.
+    ("AUDIT", "{{name()}}.audit.{{subject()}}.*"),
 ];
 
 /// Who has taken his new token says so.
 const RECEIPT: &str = "$KV.USERS.taken.{{subject()}}";
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 9] = [
+const NODE_PUBLISHES: [&str; 10] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
@@ -43,6 +45,7 @@ const NODE_PUBLISHES: [&str; 9] = [
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
     "core.API.CONSUMER.DELETE.COMMANDS.{{name()}}",
+    "in.{{name()}}.audit.{{subject()}}.*",
 ];
 
 /// To what a node may subscribe (in EDGE): its orders, its answers, and what was stored in buckets. The last are
@@ -71,7 +74,7 @@ const READS: [&str; 8] = [
 const BOOT_MARK: [&str; 2] = ["$JS.API.STREAM.CREATE.BOOT", "steward.boot"];
 
 /// What a person who orders may publish, besides [`READS`] and [`BOOT_MARK`].
-const OPERATOR_PUBLISHES: [&str; 10] = [
+const OPERATOR_PUBLISHES: [&str; 11] = [
     "in.*.command.*.*",
     "in.*.event.*.*",
     "$KV.NODES.*",
@@ -83,6 +86,8 @@ const OPERATOR_PUBLISHES: [&str; 10] = [
     "$KV.USERS.*",
     RECEIPT,
     "$JS.FC.>",
+    // Name and key are those of his token: nobody writes in another's name, or what another key should have signed.
+    "in.{{name()}}.audit.{{subject()}}.operator",
 ];
 
 /// What a station may publish, besides [`READS`] and [`BOOT_MARK`]: as a node among others it reports and answers,
@@ -111,8 +116,16 @@ const FAN_OUT: [&str; 1] = ["in.*.command.*.*"];
 /// Nobody may subscribe to what a stream or bucket stores, `in.…` and `$KV.…`: a node chooses where its catch-up
 /// consumer delivers, and the broker delivers wherever somebody listens to exactly that subject. One subscription to
 /// `$KV.NODES.ship2`, and any node could overwrite that record (measured). Buckets are heard on `core.KV.…`.
-const CORE_SUBSCRIBES: [&str; 7] =
-    ["*.command.>", "*.event.>", "*.reply.>", "*.output.>", "core.KV.>", "$JS.EVENT.>", "_INBOX_{{name()}}.>"];
+const CORE_SUBSCRIBES: [&str; 8] = [
+    "*.command.>",
+    "*.event.>",
+    "*.reply.>",
+    "*.output.>",
+    "*.audit.>",
+    "core.KV.>",
+    "$JS.EVENT.>",
+    "_INBOX_{{name()}}.>",
+];
 
 /// The inbox of plain NATS clients; an operator's credentials must work with them.
 const PLAIN_INBOX: &str = "_INBOX.>";
@@ -227,7 +240,7 @@ impl Door {
 }
 
 fn doors() -> Vec<Door> {
-    let mut doors: Vec<Door> = ["event", "reply", "output"]
+    let mut doors: Vec<Door> = ["event", "reply", "output", "audit"]
         .into_iter()
         .map(|kind| format!("in.*.{kind}.*.*"))
         .map(|subject| Door::service(subject.clone(), subject))

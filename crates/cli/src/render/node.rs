@@ -176,6 +176,7 @@ pub(crate) mod tests {
             waiting: 0,
             outbox: 2,
             limits: Vec::new(),
+            audit: None,
         };
         let labels = [("site".to_owned(), "oslo".to_owned())].into();
         let record = NodeRecord {

@@ -2,6 +2,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod agent;
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod broker;
 pub(crate) mod call;
@@ -56,6 +57,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         Verb::Root(args) => quick(bounded(s.global.timeout, root::run(args, s))),
         Verb::Operator(args) => quick(bounded(s.global.timeout, operator::run(args, s))),
         Verb::Event(args) => quick(event::run(args, s)),
+        Verb::Audit(args) => quick(bounded(s.global.timeout, audit::run(args, s))),
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),
         Verb::Ps(args) => quick(ps::run(args, s)),

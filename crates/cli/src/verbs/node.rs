@@ -160,7 +160,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         Verb::Reject(args) => return admission::reject(args, session).await,
         Verb::Ls { target, traits, watch } => {
             let selection = traits.and_named(target.as_deref())?;
-            if watch { watch_list(session, &selection).await } else { ls(session, &selection).await }
+            if watch { watch_list(session, &selection).await } else { Box::pin(ls(session, &selection)).await }
         }
         Verb::Show { name } => show(session, &name).await,
         Verb::Label { words, traits, all } => label(session, words, traits, all).await,

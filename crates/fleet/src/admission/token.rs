@@ -8,6 +8,7 @@ use bus::kv::{ADMISSIONS, key_of};
 use bus::{BusError, Message, clock};
 use bytes::Bytes;
 use message::admission::{TokenKind, TokenRecordKind, USES_MAX, short};
+use message::audit::Act;
 use message::{EnrolToken, PublicKey, TokenId, TokenRecord, WIRE_VERSION, units};
 use nkeys::KeyPair;
 
@@ -96,6 +97,8 @@ impl Fleet {
         // What units would refuse to read must not be made.
         let text = token.to_text().map_err(|error| FleetError::usage(error.to_string()))?;
         EnrolToken::parse(&text).map_err(|error| FleetError::usage(format!("no token can be made: {error}")))?;
+        let told = format!("{} uses until {expires}", new.uses);
+        self.record(Act::change("token create", id.to_string()).of_key(&account).noting(told)).await?;
         self.write_token(home, &record, 0).await?;
         // Whole seconds, and rather later than the record says: whoever accepts is exact.
         let until = expires.as_ms().div_euclid(1000).saturating_add(1);
@@ -137,6 +140,7 @@ impl Fleet {
             };
             return Err(FleetError::NoMatch { message });
         };
+        self.record(Act::change("token revoke", token.id.to_string()).of_key(&token.account)).await?;
         // First the record, by which whoever accepts goes; then the broker, also if an earlier attempt broke off in between.
         let now = self.broker_now().await?;
         let (token, ()) = self
