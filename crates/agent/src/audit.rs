@@ -28,6 +28,8 @@ use crate::trust::Trusted;
 const TOGETHER: Duration = Duration::from_secs(5);
 /// Without any reason, it is looked this often whether something is to be told: what is counted elsewhere than in the intake.
 const LOOK: Duration = Duration::from_secs(3600);
+/// How long the last entry may take when the agent ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// The longest wait after an entry that was not taken.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// The acts of an entry together; the rest of an entry fits beside.
@@ -171,7 +173,13 @@ impl Audit {
                 continue;
             }
             teller.hear(&self, &heard).await;
-            wait = match self.publish_all(&bus, &mut revision, &mut teller, &heard).await {
+            let published = self.publish_all(&bus, &mut revision, &mut teller, &heard);
+            if ended {
+                // Best effort, and short: what is not told now stays in the journal, and the next run tells it.
+                let _ = tokio::time::timeout(LAST_WORDS, published).await;
+                return;
+            }
+            wait = match published.await {
                 Ok(()) => {
                     retry = TOGETHER;
                     None
@@ -182,9 +190,6 @@ impl Audit {
                     Some(retry)
                 }
             };
-            if ended {
-                return;
-            }
         }
     }
 

@@ -584,10 +584,15 @@ impl Processes {
         }
         entry.reason = ended.reason.clone();
         entry.outcome = Some(ended.outcome);
-        if self.keep(&entry, &output).await {
+        let kept = self.keep(&entry, &output).await;
+        if kept {
             self.keeper.forget(keeper_id(&entry.id)).await;
         }
-        self.outbox.report(&entry).await;
+        // What was interrupted by the stop alone, and could not be journaled, the next start finds out and tells by itself: told
+        // now, it would be told twice, at two times.
+        if kept || ended.state != State::Interrupted {
+            self.outbox.report(&entry).await;
+        }
         Counters::remove(&self.counters.running);
         let mut status = lock(&process.status);
         status.state = "idle".into();

@@ -23,6 +23,7 @@ async fn setting_up_again_changes_nothing() {
     assert!(silent(&mut changes).await, "a stream was updated without need");
     let names: Vec<_> = before.iter().map(|(name, ..)| name.as_str()).collect();
     let expected = [
+        "AUDIT",
         "BOOT",
         "COMMANDS",
         "EVENTS",
@@ -34,6 +35,7 @@ async fn setting_up_again_changes_nothing() {
         "KV_NODES",
         "KV_POLICY",
         "KV_PRESENCE",
+        "KV_USERS",
         "REPLIES",
     ];
     assert_eq!(names, expected);

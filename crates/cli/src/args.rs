@@ -361,7 +361,7 @@ mod tests {
 
     #[test]
     fn flags_of_later_issues_are_refused_rather_than_ignored() {
-        for flag in ["--max-concurrency 2", "--batch 2", "--max-errors 2", "-l a=b", "-w online"] {
+        for flag in ["--max-concurrency 2", "--batch 2", "--max-errors 2"] {
             let line = format!("steward run ship1 {flag} -- uptime");
             assert_eq!(parsed(&line).unwrap_err().exit_code(), 2, "{flag}");
         }

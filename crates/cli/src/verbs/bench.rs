@@ -81,8 +81,11 @@ enum What {
         nodes: usize,
     },
     /// What `bench fleet` starts
-    #[command(hide = true)]
-    Units { file: PathBuf },
+    #[command(hide = true, after_help = "Example:\n  steward bench units units.json")]
+    Units {
+        /// Who is to be simulated
+        file: PathBuf,
+    },
 }
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
