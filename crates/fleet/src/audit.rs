@@ -220,8 +220,8 @@ impl Fleet {
             match retrying(deadline, || self.bus().publish(&subject, headers.clone(), bytes.clone())).await {
                 Ok(stored) => {
                     let text = serde_json::to_string(&tip).map_err(|error| FleetError::signing(&error))?;
-                    // Where there is no home, the broker alone remembers.
-                    if let Err(error) = files::write(&self.tip_file(), &text, Access::Plain) {
+                    // Where there is no home, the broker alone remembers. Each order waits for this: not for the disk, too.
+                    if let Err(error) = files::note(&self.tip_file(), &text) {
                         tracing::debug!(%error, "the end of the own chain in the audit log is not kept");
                     }
                     *end = Some((Some(tip), stored.sequence));

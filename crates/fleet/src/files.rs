@@ -60,6 +60,18 @@ pub(crate) fn write(path: &Path, text: &str, access: Access) -> Result<(), Fleet
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("flush", dir))
 }
 
+/// Writes what may be lost with the machine's power, but not be half there: in one piece, without waiting for the disk. The
+/// directory must exist, or is made.
+pub(crate) fn note(path: &Path, text: &str) -> io::Result<()> {
+    let staging = staging(path);
+    if fs::write(&staging, text).is_err() {
+        let dir = path.parent().unwrap_or(path);
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        fs::write(&staging, text)?;
+    }
+    fs::rename(&staging, path)
+}
+
 fn staging(path: &Path) -> PathBuf {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.with_file_name(format!(".{name}.new-{}", std::process::id()))
