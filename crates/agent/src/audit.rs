@@ -322,12 +322,16 @@ impl Teller {
         }
     }
 
-    /// What was discarded since it was last told: reason by reason, not message by message.
+    /// What was discarded since it was last told: reason by reason, not message by message, with the last one of each.
     fn discarded(&self, counters: &Counters) -> BTreeMap<&'static str, Act> {
-        let counted = counters.discarded().into_iter();
-        let news = counted.map(|(reason, count)| (reason, count - self.discarded.get(reason).unwrap_or(&0)));
-        let news = news.filter(|(_, count)| *count > 0);
-        news.map(|(reason, count)| (reason, Act::Discarded { reason: reason.into(), count })).collect()
+        let mut news = BTreeMap::new();
+        for (reason, discarded) in counters.discarded() {
+            let count = discarded.count - self.discarded.get(reason).unwrap_or(&0);
+            if count > 0 {
+                news.insert(reason, Act::Discarded { reason: reason.into(), count, sample: discarded.last });
+            }
+        }
+        news
     }
 
     fn told(&mut self, told: &BTreeMap<&'static str, Act>) {

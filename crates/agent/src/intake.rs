@@ -22,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::counters::Counters;
+use crate::counters::{self, Counters};
 use crate::fleettime;
 use crate::halt::Halt;
 use crate::in_hand::Found;
@@ -223,7 +223,7 @@ impl Intake {
         let (order, operator, refused) = match judge(&message.subject, &message.payload, message.seal(), grounds) {
             Verdict::Discard(_) if self.was_noted(message.sequence) => return true,
             Verdict::Discard(discard) => {
-                let count = self.counters.discard(discard.counter());
+                let count = self.counters.discard(discard.counter(), Some(counters::sample(message)));
                 self.processes.audit().nudge();
                 // The first few and then every thousandth: a flood must not fill the log as well.
                 if count <= 10 || count.is_multiple_of(1000) {

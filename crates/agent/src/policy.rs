@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::counters::Counters;
+use crate::counters::{self, Counters};
 use crate::trust::Trusted;
 
 /// The files below the state directory.
@@ -261,7 +261,7 @@ impl Gate {
     async fn offer(&self, offered: Option<&Message>) -> Result<(), String> {
         let current = self.current();
         let in_force = current.policy.as_ref().map_or(0, |policy| policy.version);
-        let count = |word| self.counters.discard(word);
+        let count = |word| self.counters.discard(word, offered.map(counters::sample));
         let Some(offered) = offered else {
             if in_force > 0 {
                 count("policy_rollback");
@@ -316,7 +316,7 @@ impl Gate {
             Ok(record) => record,
             Err(reason) => {
                 tracing::warn!(%reason, "this node's record at the broker is not believed");
-                self.counters.discard("record_refused");
+                self.counters.discard("record_refused", Some(counters::sample(offered)));
                 return;
             }
         };
@@ -325,7 +325,7 @@ impl Gate {
             Some(known) if *known == record => return,
             Some(known) if record.changed < known.changed => {
                 tracing::warn!("the broker offers an older record of this node; the newer one stays in force");
-                self.counters.discard("record_rollback");
+                self.counters.discard("record_rollback", Some(counters::sample(offered)));
                 return;
             }
             _ => {}

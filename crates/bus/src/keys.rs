@@ -170,6 +170,12 @@ impl FleetKeys {
         &self.operator_jwt
     }
 
+    /// The public key that signs the accounts' tokens.
+    #[must_use]
+    pub fn signing_key(&self) -> String {
+        self.signing.public_key()
+    }
+
     /// Public key and token of SYS, CORE and EDGE.
     #[must_use]
     pub fn account_jwts(&self) -> Vec<(String, String)> {

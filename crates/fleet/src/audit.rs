@@ -3,6 +3,8 @@
 //! An operator's key has one chain, though several of his clients may write at once: each reads the end, links to it, and
 //! the broker takes the entry only if the end is still there (compare-and-set). What could not be written down is not done.
 
+pub(crate) mod beginning;
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -210,7 +212,11 @@ impl Fleet {
                 Some(end) => end,
                 None => self.end(&subject).await?,
             };
-            let entry = Entry::after(tip.as_ref(), (&name, OPERATOR_CHAIN), self.now(), acts.clone());
+            let home = self.context().home();
+            let begins = if tip.is_none() { beginning::of(&home, &self.key())? } else { vec![] };
+            let begun = !begins.is_empty();
+            let acts = begins.into_iter().chain(acts.iter().cloned()).collect();
+            let entry = Entry::after(tip.as_ref(), (&name, OPERATOR_CHAIN), self.now(), acts);
             let bytes = entry.to_bytes().map_err(|error| FleetError::Audit { reason: error.to_string() })?;
             let seal: Seal = self.seal(&bytes)?;
             let tip = Tip::of(&entry, &bytes);
@@ -223,6 +229,9 @@ impl Fleet {
                     // Where there is no home, the broker alone remembers. Each order waits for this: not for the disk, too.
                     if let Err(error) = files::note(&self.tip_file(), &text) {
                         tracing::debug!(%error, "the end of the own chain in the audit log is not kept");
+                    }
+                    if begun {
+                        beginning::told(&home);
                     }
                     *end = Some((Some(tip), stored.sequence));
                     return Ok(());

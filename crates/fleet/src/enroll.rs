@@ -11,6 +11,7 @@ use message::{Lineage, NodeName, Operator, Policy, PublicKey, SealedDocument, Se
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::beginning;
 use crate::connection::Fleet;
 use crate::context::{Context, DEFAULT_CONTEXT, Home};
 use crate::error::FleetError;
@@ -212,11 +213,12 @@ pub fn init(home: &Home, server: &str) -> Result<Context, FleetError> {
     let station = NodeName::new(STATION).map_err(|error| FleetError::usage(error.to_string()))?;
     let creds = home.creds_dir().join(format!("{FIRST_OPERATOR}.creds"));
     let admin = creds_at(&creds, |key| Ok(keys.operator_user(FIRST_OPERATOR, key)?))?;
-    creds_at(&home.station_creds(), |key| Ok(keys.station_user(STATION, key)?))?;
+    let station_key = creds_at(&home.station_creds(), |key| Ok(keys.station_user(STATION, key)?))?;
     let root = PublicKey::parse(claims::read::<claims::Operator>(keys.operator_jwt())?.sub)
         .map_err(|error| FleetError::signing(&error))?;
-    trust_at(home, &root, &Operator::admin(FIRST_OPERATOR, admin))?;
+    trust_at(home, &root, &Operator::admin(FIRST_OPERATOR, admin.clone()))?;
     policy_at(home, &root)?;
+    beginning::keep(home, &keys, &root, (&admin, &station_key))?;
     let context = Context {
         name: DEFAULT_CONTEXT.into(),
         server: server.into(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use crypto_box::aead::rand_core::{self, CryptoRng, RngCore};
 use data_encoding::{BASE64, HEXLOWER};
 use message::admission::{AdmissionKind, Decision as Answer, KnockKind, TokenKind, TokenRecordKind, fingerprint};
-use message::audit::{self, Act, Entry, OPERATOR_CHAIN, Tip};
+use message::audit::{self, Act, Entry, OPERATOR_CHAIN, Sample, Tip};
 use message::event::{EventHead, EventRecord};
 use message::method::{CANCEL, Cancel, STEWARD_DOMAIN, ShellCommand};
 use message::policy::{Asked, Decision, Request, Rules, decide};
@@ -708,7 +708,7 @@ fn admission() -> Value {
     })
 }
 
-/// The first two entries of a node's chain, and of an operator's.
+/// The first entries of a node's chain, and of an operator's.
 fn audit_chain() -> Value {
     let order = order();
     let decision = Act::Decision {
@@ -724,19 +724,23 @@ fn audit_chain() -> Value {
         at: noon_and(1),
     };
     let instance = InstanceId::from_bytes([0x33; 16]);
-    let chain = |writer: &str, chain: &str, pair: &KeyPair, acts: [Act; 2]| {
+    let chain = |writer: &str, chain: &str, pair: &KeyPair, acts: Vec<Act>| {
         let mut tip = None;
-        acts.map(|act| {
+        let entries = acts.into_iter().map(|act| {
             let entry = Entry::after(tip.as_ref(), (writer, chain), noon_and(2), vec![act]);
             let bytes = entry.to_bytes().unwrap();
             tip = Some(Tip::of(&entry, &bytes));
             sealed_message(&audit::subject(writer, &PublicKey::of(pair), chain), None, &bytes, pair)
-        })
+        });
+        entries.collect::<Vec<_>>()
     };
-    let nodes = chain("ship1", &instance.to_string(), &node(), [Act::Begun { instance }, decision]);
+    let subject = "ship1.command.shellcommand.operatingsystem";
+    let sample = Sample::new(subject, Some(PublicKey::of(&stranger()).as_str()), Some("1111"), noon_and(3));
+    let discarded = Act::Discarded { reason: "stranger".into(), count: 3, sample: Some(sample) };
+    let nodes = chain("ship1", &instance.to_string(), &node(), vec![Act::Begun { instance }, decision, discarded]);
     let enrolled = Act::change("node enroll", "ship1").of_key(&PublicKey::of(&node()));
     let labelled = Act::change("node label", "ship1").noting("site=oslo");
-    let operators = chain("admin", OPERATOR_CHAIN, &operator(), [enrolled, labelled]);
+    let operators = chain("admin", OPERATOR_CHAIN, &operator(), vec![enrolled, labelled]);
     let entries = [operators, nodes].concat();
     json!({
         "what": "two chains: each entry but the first names the SHA-256 of the exact payload before it",

@@ -72,7 +72,14 @@ fn orders_decisions_and_changes_of_trust_are_written_down() {
         .iter()
         .map(|act| format!("{} {}", act["what"].as_str().unwrap(), act["on"].as_str().unwrap()))
         .collect();
-    for wanted in ["node enroll ship1", "node label ship1", "operator add bob", "operator revoke bob"] {
+    for wanted in [
+        "fleet init root",
+        "fleet init role node",
+        "node enroll ship1",
+        "node label ship1",
+        "operator add bob",
+        "operator revoke bob",
+    ] {
         assert!(changes.iter().any(|change| change == wanted), "{wanted} is not in {changes:?}");
     }
 
@@ -208,9 +215,15 @@ async fn who_forges_repeats_or_goes_around_the_log_is_found() {
     };
     let bytes = order.to_bytes().unwrap();
     send(&admin, "ship1.command.hello.operatingsystem", &bytes, &own).await.unwrap();
-    // Unsigned garbage is counted there.
+    // Unsigned garbage is counted there, and so is what a stranger signs.
     for _ in 0..5 {
         admin.publish("ship1.command.hello.operatingsystem", Headers::new(), "garbage".into()).await.unwrap();
+    }
+    let stranger = KeyPair::new_user();
+    for number in 0..3 {
+        let seal = Seal::over(b"garbage", &stranger).unwrap();
+        let headers = Headers::new().sealed(&seal).with_id(&format!("{number}{}", "x".repeat(500)));
+        admin.publish("ship1.command.hello.strange", headers, "garbage".into()).await.unwrap();
     }
     let job = order.job.to_string();
     eventually("the node's word of an order that nobody wrote down", || {
@@ -223,6 +236,48 @@ async fn who_forges_repeats_or_goes_around_the_log_is_found() {
     });
     let count: u64 = told.iter().map(|act| act["count"].as_u64().unwrap()).sum();
     assert!(count <= 5, "{told:?}");
+    let sample = &told[0]["sample"];
+    assert_eq!(sample["subject"], "ship1.command.hello.operatingsystem", "{told:?}");
+    assert!(sample["key"].is_null() && sample["at"].is_string(), "{told:?}");
+    let told = wait_for(&world, "the strangers", &["--node", "ship1", "--action", "discarded"], |act| {
+        act["reason"] == "stranger" && act["sample"]["id"].as_str().is_some_and(|id| id.starts_with("2x"))
+    });
+    let sample = &told[0]["sample"];
+    assert_eq!(sample["subject"], "ship1.command.hello.strange", "the last one stands for all: {told:?}");
+    assert_eq!(sample["key"], stranger.public_key().as_str(), "{told:?}");
+    assert_eq!(sample["id"].as_str().unwrap().len(), 64, "what a stranger writes is cut: {told:?}");
+    let page = String::from_utf8(world.steward(&["audit", "ls", "--action", "discarded"]).stdout).unwrap();
+    assert!(page.contains(&format!("said to be signed by {}", stranger.public_key())), "{page}");
+}
+
+#[test]
+fn the_log_begins_with_how_the_fleet_was_made() {
+    let mut world = World::up();
+    let keys = bus::keys::FleetKeys::open(world.home()).unwrap();
+    let made = acts(&world, &["--action", "fleet init"]);
+    let of = |on: &str| made.iter().find(|act| act["on"] == on).map(|act| act["key"].as_str().unwrap().to_owned());
+    let root: message::PublicKey =
+        PublicKey::parse(world.json(0, &["context", "show"])["root"].as_str().unwrap()).unwrap();
+    assert_eq!(of("root").unwrap(), root.as_str());
+    assert_eq!(of("signing key").unwrap(), keys.signing_key());
+    for role in keys.role_keys() {
+        assert_eq!(of(&format!("role {}", role.role.as_str())).unwrap(), role.key);
+    }
+    for (account, (key, _)) in ["SYS", "CORE", "EDGE"].into_iter().zip(keys.account_jwts()) {
+        assert_eq!(of(&format!("account {account}")).unwrap(), key);
+    }
+    assert_eq!(of("operator admin").unwrap(), own_pair(&world).public_key());
+    assert!(of("station central").is_some());
+    assert!(made.iter().all(|act| act["seq"] == 1 && act["writer"] == "admin"), "{made:?}");
+
+    // Once: not by another operator, and not by the next start.
+    let bob = world.json(0, &["operator", "add", "bob", "--role", "admin"]);
+    world.json(0, &["--creds", bob["creds"].as_str().unwrap(), "call", HUB, "hello"]);
+    world.stop_up();
+    world.start_up();
+    world.json(0, &["node", "label", HUB, "site=oslo"]);
+    assert_eq!(acts(&world, &["--action", "fleet init"]).len(), made.len());
+    assert_eq!(world.json(0, &["audit", "verify"])["whole"], true);
 }
 
 #[test]

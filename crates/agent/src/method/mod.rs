@@ -127,7 +127,7 @@ impl Method {
                 "instance": execution.identity.instance,
                 "boot": execution.identity.boot,
                 "policy": execution.processes.policy_version(),
-                "discarded": execution.processes.counters().discarded(),
+                "discarded": execution.processes.counters().discards(),
                 "repeated": execution.processes.counters().repeated.load(std::sync::atomic::Ordering::Relaxed),
             })),
             Self::Processes => Ended::with_data(json!(execution.processes.list())),

@@ -221,7 +221,14 @@ fn human(log: &AuditLog, opened: &Opened, act: &Act) -> [String; 3] {
             let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
             (state.to_string(), format!("{method}/{domain} of {by}, job {job}{rule}{policy}{reason}"))
         }
-        Act::Discarded { reason, count } => ("discarded".into(), format!("{count} messages: {reason}")),
+        Act::Discarded { reason, count, sample } => {
+            let last = sample.as_ref().map(|last| {
+                let key = last.key.as_ref().map(|key| format!(", said to be signed by {key}")).unwrap_or_default();
+                let id = last.id.as_ref().map(|id| format!(", with id {id}")).unwrap_or_default();
+                format!("; the last one on {}{key}{id}", last.subject)
+            });
+            ("discarded".into(), format!("{count} messages: {reason}{}", last.unwrap_or_default()))
+        }
         Act::Heard { what, version } => ("goes by".into(), format!("{what} {version}")),
         Act::Begun { instance } => ("begins".into(), format!("a chain, with the journal {instance}")),
         Act::Unknown => ("did".into(), "something that this version does not know".into()),

@@ -32,6 +32,10 @@ pub const ACTS_MAX: usize = 64;
 const ARGS_BYTES_MAX: usize = 4 * 1024;
 /// How much of a sentence is kept.
 const TEXT_CHARS_MAX: usize = 400;
+/// How much is kept of the subject of a message that was discarded.
+const SAMPLE_SUBJECT_CHARS_MAX: usize = 200;
+/// How much is kept of the key, and of the id, that it says to have.
+const SAMPLE_WORD_CHARS_MAX: usize = 64;
 /// How many nodes of an order are named.
 const NODES_NAMED_MAX: usize = 16;
 
@@ -163,6 +167,9 @@ pub enum Act {
         reason: String,
         /// How many.
         count: u64,
+        /// The last one of them, as an example.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        sample: Option<Sample>,
     },
     /// A node goes by something newer: the list of operators, the policy.
     Heard {
@@ -179,6 +186,36 @@ pub enum Act {
     /// Of a later version.
     #[serde(other)]
     Unknown,
+}
+
+/// A message that was discarded, by what it said of itself: nothing of it is proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// On which subject it came.
+    pub subject: String,
+    /// The key that it says has signed it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key: Option<String>,
+    /// The id that it says to have (`Nats-Msg-Id`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub id: Option<String>,
+    /// When it was discarded, by the node's clock.
+    pub at: Timestamp,
+}
+
+impl Sample {
+    /// Takes a message's word for it, but no more of it than has room: whoever floods a node must not fill the log.
+    pub fn new(subject: &str, key: Option<&str>, id: Option<&str>, at: Timestamp) -> Self {
+        // A sign that JSON spells with six would make an entry larger than it may be.
+        let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+        let cut = |text: &str, chars: usize| text.chars().take(chars).map(plain).collect();
+        Self {
+            subject: cut(subject, SAMPLE_SUBJECT_CHARS_MAX),
+            key: key.map(|key| cut(key, SAMPLE_WORD_CHARS_MAX)),
+            id: id.map(|id| cut(id, SAMPLE_WORD_CHARS_MAX)),
+            at,
+        }
+    }
 }
 
 impl Act {
@@ -357,4 +394,27 @@ pub struct Stored {
     pub seal: Option<Seal>,
     /// The exact text of the entry.
     pub entry: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_discarded_messages_always_has_room_in_an_entry() {
+        let nasty: String = "\u{1}\"\\é".repeat(10_000);
+        let sample = Sample::new(&nasty, Some(&nasty), Some(&nasty), Timestamp::from_ms(0));
+        let discarded =
+            |_| Act::Discarded { reason: "wrongly_signed".into(), count: u64::MAX, sample: Some(sample.clone()) };
+        // More reasons than there are, beside what an agent fills an entry with (48 KiB).
+        let acts: Vec<Act> = (0..12).map(discarded).collect();
+        let entry = Entry::after(None, ("ship1", "3333"), Timestamp::from_ms(0), acts);
+        assert!(entry.to_bytes().unwrap().len() < ENTRY_BYTES_MAX - 50 * 1024);
+    }
+
+    #[test]
+    fn an_entry_without_samples_is_still_read() {
+        let act: Act = serde_json::from_str(r#"{"act":"discarded","reason":"unsigned","count":2}"#).unwrap();
+        assert_eq!(act, Act::Discarded { reason: "unsigned".into(), count: 2, sample: None });
+    }
 }
