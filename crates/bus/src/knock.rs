@@ -52,6 +52,17 @@ impl Bus {
         Ok(all)
     }
 
+    /// How many knocks wait. Nobody has judged them: each is no more than somebody's word, and needs a token.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn knocks_waiting(&self) -> Result<u64, BusError> {
+        let what = || format!("STREAM.INFO.{KNOCKS}");
+        let info: Value = self.api(&what(), &Value::Null).await?;
+        let held = info.pointer("/state/messages").and_then(Value::as_u64);
+        held.ok_or_else(|| BusError::Unreadable { what: what(), reason: "it tells no number of messages".into() })
+    }
+
     /// Takes away the knocks on `filter`: a subject, or `knock.<token>.*`.
     ///
     /// # Errors

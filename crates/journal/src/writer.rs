@@ -358,3 +358,51 @@ pub(crate) fn round(
         let _ = done.send(ledger.prune(watermark));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn act(row: u64) -> Vec<Write> {
+        vec![Write::Audit { row, act: "{}".into() }]
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_full_says_so_and_what_waits_is_written_once_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ledger, _) = Ledger::open(Box::new(Directory::new(dir.path()).unwrap())).unwrap();
+        let reader = ledger.reader();
+        let (requests, queue) = mpsc::channel();
+        // A disk that stands still: nobody writes what is asked for.
+        let journal = Journal::new(requests, reader);
+        let all = u64::try_from(QUEUE_MAX).unwrap() + 10;
+        assert!(!journal.is_at_limit());
+        let mut commits = tokio::task::JoinSet::new();
+        for row in 1..=all {
+            let journal = journal.clone();
+            commits.spawn(async move { journal.commit(act(row)).await });
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !journal.is_at_limit() {
+            assert!(Instant::now() < deadline, "it does not say that it is full");
+            tokio::task::yield_now().await;
+        }
+        // Who comes now waits: memory is bounded, and nothing is refused or lost.
+        let late = tokio::time::timeout(Duration::from_millis(50), journal.commit(act(all + 1))).await;
+        assert!(late.is_err(), "{late:?}");
+        assert_eq!(journal.audit(10).unwrap(), []);
+
+        let writer = std::thread::spawn(move || write_loop(ledger, &queue));
+        while let Some(written) = commits.join_next().await {
+            written.unwrap().unwrap();
+        }
+        assert!(!journal.is_at_limit(), "there is room again");
+        let mut rows: Vec<u64> = journal.audit(QUEUE_MAX * 2).unwrap().into_iter().map(|(row, _)| row).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, (1..=all).collect::<Vec<_>>(), "each once; who stopped waiting has written nothing");
+        drop(journal);
+        writer.join().unwrap();
+    }
+}

@@ -48,6 +48,10 @@ fn of_the_view(text: &mut Text, status: &Status, at: Instant) {
     for (state, count) in view.node_counts(clock) {
         text.sample(&[("state", state.as_str())], count);
     }
+    if let Some(knocking) = status.knocking {
+        let help = "Units that knock with a token and wait for `steward node accept`, as many as the broker holds.";
+        text.one("steward_nodes_pending", "gauge", help, knocking);
+    }
     let help = "Nodes that hold something back since a limit of theirs is reached, by what is full.";
     text.family("steward_nodes_limited", "gauge", help);
     let limited = view.limit_counts(clock);
@@ -194,6 +198,7 @@ mod tests {
     #[test]
     fn without_a_view_nothing_is_made_up() {
         let families = parse(&page(false));
+        assert!(!families.contains_key("steward_nodes_pending"));
         assert!(!families.contains_key("steward_nodes") && !families.contains_key("steward_view_age_seconds"));
         assert!(families.contains_key("steward_broker_connected"));
     }

@@ -39,6 +39,8 @@ pub(crate) struct Status {
     pub(crate) view: Option<View>,
     /// The broker's clock when the view was last confirmed, and when that was.
     confirmed: Option<(BrokerClock, Instant)>,
+    /// How many units knock and wait to be let in, as many as the broker holds; `None` where it does not say.
+    pub(crate) knocking: Option<u64>,
     pub(crate) counters: Counters,
     /// Up to which sequence the messages of each source are counted.
     pub(crate) counted: [u64; 5],
@@ -53,6 +55,7 @@ impl Status {
             following: false,
             view: None,
             confirmed: None,
+            knocking: None,
             counters: Counters::default(),
             counted: [0; 5],
         }

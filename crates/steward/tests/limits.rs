@@ -4,28 +4,16 @@
 
 mod world;
 
-use std::io::{Read, Write};
-
 use bus::{Credentials, Headers};
 use bytes::Bytes;
 use message::{Order, Seal, job::OrderChunk};
 use serde_json::Value;
-use world::{World, eventually, pids};
+use world::{World, eventually, get, pids};
 
 /// More than a node may have waiting.
 const FLOOD: usize = 10_100;
 /// What an agent may take then, as it is built for tests.
 const RESIDENT_KIB_MAX: u64 = 128 * 1024;
-
-fn get(address: &str, path: &str) -> String {
-    let Ok(mut stream) = std::net::TcpStream::connect(address.trim_start_matches("http://")) else {
-        return String::new();
-    };
-    let asked = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", stream.peer_addr().unwrap());
-    let mut answer = String::new();
-    let _ = stream.write_all(asked.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
-    answer
-}
 
 fn resident_kib(pid: i32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -33,17 +21,9 @@ fn resident_kib(pid: i32) -> u64 {
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_flooded_holds_back_and_says_why() {
-    let mut world = World::up();
-    let config = world.path("quick.toml");
-    std::fs::write(&config, "life_sign = \"1s\"\n").unwrap();
-    world.agent("ship1", &["--config", config.to_str().unwrap()]);
-    let well = world.json(0, &["ps", "ship1"]);
-    assert!(well.as_array().unwrap().iter().all(|process| process.get("limits").is_none()), "{well}");
-
-    // Everything waits behind one command. What is sent is what `run` sends, without a job for each.
-    let job = world.json(4, &["run", "ship1", "--detach", "--", "sleep", "600"]);
+/// Gives ship1 the same command again and again. What is sent is what `run` sends, without a job for each.
+async fn flood(world: &World, argv: &[&str], times: usize) {
+    let job = world.json(4, &[&["run", "ship1", "--detach", "--"], argv].concat());
     let bus = world.operator_bus().await;
     let record = bus.kv_get("JOBS", job["job"].as_str().unwrap()).await.unwrap().unwrap();
     let body: Value = serde_json::from_slice(&record.payload).unwrap();
@@ -52,7 +32,7 @@ async fn a_node_that_is_flooded_holds_back_and_says_why() {
     let context = world.json(0, &["context", "show"]);
     let operator = Credentials::load(std::path::Path::new(context["creds"].as_str().unwrap())).unwrap();
     let subject = order.subject().to_string();
-    for number in 0..FLOOD {
+    for number in 0..times {
         let mut order = order.clone();
         order.id = bus::clock::order_id();
         order.job = bus::clock::job_id(order.created);
@@ -64,6 +44,81 @@ async fn a_node_that_is_flooded_holds_back_and_says_why() {
             bus.publish(&subject, Headers::from(bus::clock::message_id()), Bytes::from_static(b"-")).await.unwrap();
         }
     }
+    bus.publish(&subject, Headers::from(bus::clock::message_id()), Bytes::from_static(b"-")).await.unwrap();
+}
+
+/// The last words of ship1 that the broker holds, by job.
+async fn ends(bus: &bus::Bus) -> (usize, std::collections::BTreeMap<String, usize>) {
+    let mut scan = bus::Scan::open(bus, "REPLIES", &[], bus::Start::First).await.unwrap();
+    let (mut held, mut ends) = (0, std::collections::BTreeMap::new());
+    while let Some(message) = scan.next().await.unwrap() {
+        held += 1;
+        if let Ok(reply) = message::Reply::parse(&message.payload)
+            && message.subject.ends_with(".ship1")
+            && reply.history.state().is_terminal()
+        {
+            *ends.entry(reply.job.to_string()).or_default() += 1;
+        }
+    }
+    (held, ends)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_answers_nobody_takes_keeps_them_says_so_and_tells_each_once() {
+    /// More than may be on their way to the broker.
+    const ORDERS: usize = 99;
+    let mut world = World::up();
+    let config = world.path("quick.toml");
+    std::fs::write(&config, "life_sign = \"1s\"\n").unwrap();
+    world.agent("ship1", &["--config", config.to_str().unwrap()]);
+    world.json(0, &["run", "ship1", "--", "true"]);
+    let bus = world.operator_bus().await;
+    let (held, before) = ends(&bus).await;
+    world::limit(&world, "REPLIES", held.try_into().unwrap()).await;
+
+    let witness = world.path("witness");
+    let line = format!("echo ran >> {}", witness.display());
+    flood(&world, &["sh", "-c", &line], ORDERS).await;
+    let station = world.ready["http"].as_str().unwrap().to_owned();
+    let metric = |count: u64| format!("steward_nodes_limited{{limit=\"outbox\"}} {count}\n");
+    // Nothing is refused for it: what was ordered is done.
+    eventually("all have run", || world::lines(&witness).len() == ORDERS + 1);
+    eventually("the station counts it", || get(&station, "/metrics").contains(&metric(1)));
+    let page = world.steward(&["node", "show", "ship1"]);
+    assert!(String::from_utf8_lossy(&page.stdout).contains("outbox: the broker confirms less"), "{page:?}");
+    assert_eq!(ends(&bus).await, (held, before.clone()), "nothing more is stored than there is room for");
+
+    // Neither a crash nor the wait loses an answer, and none is told of twice.
+    world.end_agent("ship1", 9);
+    world.agent("ship1", &["--config", config.to_str().unwrap()]);
+    world::limit(&world, "REPLIES", -1).await;
+    let all = ORDERS + 1 + before.len();
+    let deadline = std::time::Instant::now() + world::PATIENCE;
+    let told = loop {
+        let (_, told) = ends(&bus).await;
+        if told.len() >= all {
+            break told;
+        }
+        assert!(std::time::Instant::now() < deadline, "{} of {all} are told", told.len());
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    };
+    assert_eq!(told.len(), all);
+    eventually("it holds nothing back any more", || get(&station, "/metrics").contains(&metric(0)));
+    assert_eq!(world::lines(&witness).len(), ORDERS + 1, "each has run once");
+    world.json(0, &["run", "ship1", "--", "true"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_flooded_holds_back_and_says_why() {
+    let mut world = World::up();
+    let config = world.path("quick.toml");
+    std::fs::write(&config, "life_sign = \"1s\"\n").unwrap();
+    world.agent("ship1", &["--config", config.to_str().unwrap()]);
+    let well = world.json(0, &["ps", "ship1"]);
+    assert!(well.as_array().unwrap().iter().all(|process| process.get("limits").is_none()), "{well}");
+
+    // Everything waits behind one command.
+    flood(&world, &["sleep", "600"], FLOOD).await;
     let station = world.ready["http"].as_str().unwrap().to_owned();
     eventually("the station counts it", || {
         get(&station, "/metrics").contains("steward_nodes_limited{limit=\"orders\"} 1")

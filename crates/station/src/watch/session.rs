@@ -48,6 +48,7 @@ pub(super) struct Session {
 struct Pulse {
     clock: BrokerClock,
     at: Instant,
+    knocking: Option<u64>,
 }
 
 impl Session {
@@ -96,7 +97,7 @@ impl Session {
                     if self.fleet.trust().serial != serial {
                         return Ok("the list of operators changed");
                     }
-                    self.shared.write().confirm(pulse.clock, pulse.at);
+                    self.confirm(&pulse);
                     self.tell_doubts();
                     next_pulse = Box::pin(later(self.fleet.clone()));
                 }
@@ -128,6 +129,12 @@ impl Session {
         Ok(())
     }
 
+    fn confirm(&self, pulse: &Pulse) {
+        let mut status = self.shared.write();
+        status.confirm(pulse.clock, pulse.at);
+        status.knocking = pulse.knocking;
+    }
+
     /// Puts the whole view in sight.
     fn install(&mut self, pulse: Pulse) {
         let mut status = self.shared.write();
@@ -136,6 +143,7 @@ impl Session {
             status.view = Some(view);
         }
         status.confirm(pulse.clock, pulse.at);
+        status.knocking = pulse.knocking;
         status.following = true;
         status.counters.readings += 1;
         status.counted = self.seen;
@@ -283,12 +291,14 @@ impl Session {
     }
 }
 
-/// Asks for the broker's clock and puts its boot mark back if that is gone.
+/// Asks for the broker's clock and who knocks, and puts its boot mark back if that is gone.
 async fn pulse(fleet: &Fleet) -> Result<Pulse, BusError> {
     let booted = fleet.bus().booted().await?;
     // No such key: only the time of reading matters.
     let (_, now) = fleet.bus().kv_all(META, "time").await?;
-    Ok(Pulse { clock: BrokerClock { now, booted }, at: Instant::now() })
+    // A store that was set up by an earlier version has no door; and what is not known there is no reason to see nothing else.
+    let knocking = fleet.bus().knocks_waiting().await.ok();
+    Ok(Pulse { clock: BrokerClock { now, booted }, at: Instant::now(), knocking })
 }
 
 async fn later(fleet: Fleet) -> Result<Pulse, FleetError> {

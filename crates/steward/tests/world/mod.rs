@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses its own part of this")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -225,6 +225,17 @@ pub(crate) fn pids(wanted: impl Fn(&str) -> bool) -> Vec<i32> {
         .collect()
 }
 
+/// What the station answers; nothing, if it does not.
+pub(crate) fn get(address: &str, path: &str) -> String {
+    let Ok(mut stream) = std::net::TcpStream::connect(address.trim_start_matches("http://")) else {
+        return String::new();
+    };
+    let asked = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", stream.peer_addr().unwrap());
+    let mut answer = String::new();
+    let _ = stream.write_all(asked.as_bytes()).and_then(|()| stream.read_to_string(&mut answer));
+    answer
+}
+
 /// Waits for a condition, with a deadline.
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
@@ -237,4 +248,42 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// The lines of a file; none if there is no file.
 pub(crate) fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(ToOwned::to_owned).collect()
+}
+
+/// Who has the fleet's keys may change and remove streams: nobody else can.
+pub(crate) async fn provisioner(world: &World) -> Bus {
+    let creds = bus::keys::FleetKeys::open(world.home()).unwrap().provisioner_user().unwrap();
+    Bus::connect(ConnectOptions {
+        server: world.ready["server"].as_str().unwrap().to_owned(),
+        ca: None,
+        credentials: Credentials::of(&creds).unwrap(),
+        name: "test".into(),
+        inbox_prefix: Some(creds.inbox_prefix().unwrap()),
+        patient: false,
+        ping_interval: Duration::from_secs(10),
+        api_prefix: CORE_API,
+    })
+    .await
+    .unwrap()
+}
+
+fn find(below: &Path, end: &str) -> Option<PathBuf> {
+    std::fs::read_dir(below).ok()?.flatten().find_map(|entry| {
+        let path = entry.path();
+        if path.to_str()?.ends_with(end) { Some(path) } else { path.is_dir().then(|| find(&path, end)).flatten() }
+    })
+}
+
+/// Sets how many messages a stream may hold.
+pub(crate) async fn limit(world: &World, stream: &str, messages: i64) {
+    let path = find(&world.path("broker"), &format!("streams/{stream}/meta.inf")).unwrap();
+    let mut config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    config.as_object_mut().unwrap().remove("Created");
+    config["max_msgs"] = messages.into();
+    let body = bytes::Bytes::from(config.to_string());
+    provisioner(world)
+        .await
+        .publish(&format!("$JS.API.STREAM.UPDATE.{stream}"), bus::Headers::new(), body)
+        .await
+        .unwrap();
 }
