@@ -153,8 +153,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_glob_of_stars_and_parts_matches_what_it_was_made_from(parts in proptest::collection::vec("[a-z]{1,5}", 1..5)) {
-            let name = NodeName::new(parts.concat()).unwrap();
-            if !["all", "in", "core"].contains(&name.as_str()) {
+            // "in", "core" and the like are not names of nodes.
+            if let Ok(name) = NodeName::new(parts.concat()) {
                 let glob = parts.iter().map(|part| format!("*{}", &part[1..])).collect::<String>();
                 prop_assert!(Pattern::parse_list(&glob).unwrap()[0].matches(&name));
             }
