@@ -80,6 +80,10 @@ pub struct EnrolToken {
     /// The authority that the broker's certificate must come from, as PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
+    /// The certificate that opens a door where the broker asks for one, and its key, as PEM: for all units that come by this
+    /// token, and no longer good than that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// The fleet's root key: what is not signed by it or by whom it names is not believed.
     pub root: PublicKey,
     /// The serial of the list of operators when the token was made: an older list is not believed.
@@ -221,6 +225,10 @@ pub struct Knock {
     pub name: NodeName,
     /// Its public key, whose private half never leaves it.
     pub key: PublicKey,
+    /// The public key of the certificate that it would show to a broker which asks for one, in base64: a point of P-256,
+    /// uncompressed. Its private half never leaves the unit either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<String>,
     /// The agent's version.
     pub version: String,
     /// When it knocked, by its own clock.
@@ -307,6 +315,9 @@ pub struct Admission {
     /// The NATS user token of the node, which says nothing secret: for one who was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<String>,
+    /// The certificate for the `tls_key` that it knocked with, as PEM: for one who was accepted where the authority's key is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
     /// Who may order, sealed by the root, with the chain of roots up to that one.
     pub trust: SealedTrust,
     /// What may be done, sealed by the root or its delegate: for one who was accepted, if there is a policy.
@@ -400,6 +411,7 @@ mod tests {
             id: TokenId::from_bytes([7; 16]),
             server: "tls://broker.example:4222".into(),
             ca: None,
+            client: None,
             root: PublicKey::of(&pair(KeyPairType::Operator, 1)),
             serial: 3,
             account: PublicKey::of(&pair(KeyPairType::Account, 2)),
@@ -430,6 +442,7 @@ mod tests {
             name: NodeName::new("ship7").unwrap(),
             key: PublicKey::of(&user(9)),
             jwt: Some("e.y.J".into()),
+            client: None,
             trust: trust(3, vec![Operator::admin("admin", PublicKey::of(&user(4)))]),
             policy: None,
             by: "admin".into(),
@@ -508,6 +521,7 @@ mod tests {
             token: token().id,
             name: NodeName::new("ship7").unwrap(),
             key: key.clone(),
+            tls_key: None,
             version: "0.1.0".into(),
             at: Timestamp::from_ms(0),
         };

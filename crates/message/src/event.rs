@@ -3,11 +3,13 @@
 //! A batch is NDJSON: the first line is the head, each further line one record. Plain NATS subscribers read it
 //! line by line; the signature covers the exact bytes of all lines.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::WIRE_VERSION;
-use crate::id::MessageId;
+use crate::id::{InstanceId, MessageId};
 use crate::name::{NodeName, Token};
 use crate::subject::{Kind, Subject};
 use crate::time::Timestamp;
@@ -36,6 +38,13 @@ pub struct EventHead {
     pub created: Timestamp,
     /// How many records follow.
     pub count: u32,
+    /// The journal that it was kept in before it was sent, and its number there: numbers of one journal only grow, so that a
+    /// receiver knows what it has had before. Of a sender who keeps none, neither is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<InstanceId>,
+    /// See `journal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<u64>,
 }
 
 /// One thing that happened.
@@ -62,6 +71,44 @@ pub struct EventBatch {
 pub struct EventError {
     line: usize,
     reason: String,
+}
+
+/// The header that tells how a batch is compressed. Without it, it is not.
+pub const ENCODING_HEADER: &str = "Steward-Encoding";
+/// The one compression that there is: a frame of Zstandard (RFC 8878).
+pub const ZSTD: &str = "zstd";
+/// What is shorter stays as it is: little is gained, and plain subscribers can read it.
+pub const PACK_BYTES_MIN: usize = 1024;
+/// What a batch may become when it is unpacked. A sender's own bound is far below it.
+pub const UNPACKED_BYTES_MAX: usize = 4 << 20;
+/// Quick rather than small: what costs most on a link is gone at the first level.
+const LEVEL: i32 = 3;
+
+/// Compresses a batch where that pays. Returns the bytes to be signed and sent, and the value of [`ENCODING_HEADER`].
+pub fn pack(bytes: Vec<u8>) -> (Vec<u8>, Option<&'static str>) {
+    if bytes.len() < PACK_BYTES_MIN {
+        return (bytes, None);
+    }
+    match zstd::bulk::compress(&bytes, LEVEL) {
+        Ok(packed) if packed.len() < bytes.len() => (packed, Some(ZSTD)),
+        // It does not pay; or there is no memory for it.
+        _ => (bytes, None),
+    }
+}
+
+/// The bytes of a batch as it was before [`pack`].
+///
+/// # Errors
+/// [`EventError`] when it is compressed in another way, damaged, or larger than [`UNPACKED_BYTES_MAX`].
+pub fn unpack<'a>(bytes: &'a [u8], encoding: Option<&str>) -> Result<Cow<'a, [u8]>, EventError> {
+    let wrong = |reason: String| EventError { line: 1, reason };
+    match encoding {
+        None => Ok(Cow::Borrowed(bytes)),
+        Some(ZSTD) => zstd::bulk::decompress(bytes, UNPACKED_BYTES_MAX)
+            .map(Cow::Owned)
+            .map_err(|error| wrong(format!("it cannot be unpacked: {error}"))),
+        Some(other) => Err(wrong(format!("it is packed with {other:?}, which this version does not know"))),
+    }
 }
 
 impl EventBatch {
@@ -122,6 +169,8 @@ mod tests {
                 domain: Token::domain("nginx").unwrap(),
                 created: Timestamp::from_ms(0),
                 count: u32::try_from(lines.len()).unwrap(),
+                journal: None,
+                row: None,
             },
             records: lines
                 .iter()
@@ -139,6 +188,21 @@ mod tests {
         let cut = &bytes[..bytes.len() - 60];
         assert!(EventBatch::parse(cut).is_err());
         assert_eq!(EventBatch::parse(&bytes).unwrap().subject().to_string(), "central.event.syslogforwarding.nginx");
+    }
+
+    #[test]
+    fn what_pays_is_packed_and_a_bomb_is_not_unpacked() {
+        let small = b"{}".to_vec();
+        assert_eq!(pack(small.clone()), (small, None));
+        let large = batch(&vec!["GET / HTTP/1.1".to_owned(); 200]).to_bytes();
+        let (packed, encoding) = pack(large.clone());
+        assert!(packed.len() * 5 < large.len() && encoding == Some(ZSTD));
+        assert_eq!(unpack(&packed, encoding).unwrap(), large);
+        assert_eq!(unpack(&large, None).unwrap(), large);
+        let bomb = zstd::bulk::compress(&vec![0; UNPACKED_BYTES_MAX + 1], 1).unwrap();
+        assert!(bomb.len() < 4096 && unpack(&bomb, Some(ZSTD)).is_err());
+        assert!(unpack(&packed[..packed.len() / 2], Some(ZSTD)).is_err());
+        assert!(unpack(&packed, Some("gzip")).unwrap_err().to_string().contains("gzip"));
     }
 
     proptest! {

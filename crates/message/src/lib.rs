@@ -9,6 +9,7 @@
 
 pub mod admission;
 pub mod audit;
+pub mod change;
 pub mod event;
 pub mod expression;
 pub mod facts;
@@ -33,6 +34,7 @@ pub mod trust;
 pub mod units;
 
 pub use admission::{Admission, Decision, EnrolToken, Knock, TokenRecord};
+pub use change::{Change, Spell};
 pub use event::{EventBatch, EventRecord};
 pub use expression::Expression;
 pub use facts::Facts;

@@ -40,6 +40,21 @@ pub struct NodeRecord {
     pub revoked: Option<Timestamp>,
 }
 
+impl NodeRecord {
+    /// Since when the word of `key` under this name counts no more: since the node was revoked, or, of an earlier key of the
+    /// name, at the latest since the record names another one.
+    pub fn silenced(&self, key: &PublicKey) -> Option<Timestamp> {
+        if self.key == *key { self.revoked } else { Some(self.enrolled) }
+    }
+
+    /// Why an order that was for the node with `key` will have no answer: a sentence. `None` when it may have one.
+    pub fn no_answer(&self, key: &PublicKey) -> Option<String> {
+        let at = self.silenced(key)?;
+        let what = if self.key == *key { "revoked" } else { "given another key" };
+        Some(format!("{} was {what} at {at}, before its answer was known: whether it was run is not known", self.name))
+    }
+}
+
 /// The `kind` of a node's record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -106,6 +121,9 @@ pub struct LifeSign {
     /// Where its chain in the audit log ends: number and SHA-256 of its last entry.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub audit: Option<(u64, String)>,
+    /// How long its last question to the broker took, there and back, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rtt_ms: Option<u32>,
 }
 
 /// Something bounded that is full.
@@ -280,6 +298,7 @@ mod tests {
             outbox: 0,
             limits: Vec::new(),
             audit: None,
+            rtt_ms: None,
         }
     }
 

@@ -125,6 +125,7 @@ fn vectors() -> Value {
         "replies": replies(),
         "output": output(),
         "life_sign": sealed_message("$KV.PRESENCE.ship1", None, &json_bytes(&life_sign(Condition::Up)), &node()),
+        "change": sealed_message("$KV.HISTORY.ship1", None, &json_bytes(&change()), &node()),
         "facts": sealed_message("$KV.FACTS.ship1", None, &json_bytes(&facts()), &node()),
         "node_record": sealed_message("$KV.NODES.ship1", None, &json_bytes(&node_record()), &operator()),
         "admission": admission(),
@@ -601,6 +602,22 @@ fn facts() -> Facts {
     Facts::new(name("ship1"), Timestamp::from_ms(NOON_MS), told.as_object().unwrap().clone())
 }
 
+fn change() -> message::Change {
+    let sign = life_sign(Condition::Degraded);
+    message::Change {
+        v: 1,
+        kind: message::change::ChangeKind::Change,
+        node: sign.node.clone(),
+        boot: sign.boot,
+        since: Timestamp::from_ms(1_800_000_000_000),
+        condition: Condition::Up,
+        reason: None,
+        interval_ms: sign.interval_ms,
+        before: Some(message::change::Before::of(&sign, Timestamp::from_ms(1_799_999_000_000))),
+        booted: Some(Timestamp::from_ms(1_799_000_000_000)),
+    }
+}
+
 fn life_sign(condition: Condition) -> LifeSign {
     LifeSign {
         v: WIRE_VERSION,
@@ -622,6 +639,7 @@ fn life_sign(condition: Condition) -> LifeSign {
         outbox: 0,
         limits: Vec::new(),
         audit: None,
+        rtt_ms: None,
     }
 }
 
@@ -647,6 +665,7 @@ fn enrol_token() -> EnrolToken {
         id: TokenId::from_bytes([0x77; 16]),
         server: "tls://broker.example:4222".into(),
         ca: None,
+        client: None,
         root: PublicKey::of(&root()),
         serial: 1,
         account: PublicKey::of(&account(5)),
@@ -677,6 +696,7 @@ fn admission() -> Value {
         token: token.id,
         name: name("ship1"),
         key: PublicKey::of(&node()),
+        tls_key: None,
         version: "0.1.0".into(),
         at: noon_and(0),
     };
@@ -688,6 +708,7 @@ fn admission() -> Value {
         name: name("ship1"),
         key: PublicKey::of(&node()),
         jwt: (decision == Answer::Accepted).then(|| "eyJ0…".to_owned()),
+        client: None,
         trust: SealedDocument::new(serde_json::to_string(&trust()).unwrap(), &root()).unwrap().into(),
         policy: None,
         by: "admin".into(),
@@ -765,6 +786,8 @@ fn event_batch() -> Value {
         domain: Token::domain("nginx").unwrap(),
         created: noon_and(2),
         count: 2,
+        journal: None,
+        row: None,
     };
     let id = head.id.to_string();
     let batch = EventBatch { head, records };

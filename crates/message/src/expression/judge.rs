@@ -155,7 +155,7 @@ impl<'a> Judge<'a, '_> {
             Root::Reason => text(known.reason),
             Root::Online => Found::Bool(known.state.is_reachable()),
             Root::Labels => Found::Labels(known.labels),
-            Root::Facts => Found::of(known.facts),
+            Root::Facts | Root::Record => Found::of(known.facts),
             Root::Version => text(known.version),
             Root::Age => number(known.age_s),
             Root::Uptime => number(known.uptime_s),

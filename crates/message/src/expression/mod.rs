@@ -13,6 +13,7 @@ mod judge;
 mod parts;
 mod read;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde_json::Value;
@@ -61,6 +62,14 @@ pub struct Known<'a> {
     pub counts: Option<Counts>,
 }
 
+impl<'a> Known<'a> {
+    /// What is known of a record (an object) that a node has reported, for [`Expression::over_records`].
+    pub fn of_record(name: &'a str, labels: &'a Labels, record: &'a Value) -> Self {
+        let (state, facts) = (NodeState::Unknown, record);
+        Self { name, state, reason: None, labels, facts, version: None, age_s: None, uptime_s: None, counts: None }
+    }
+}
+
 /// Numbers from a life sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
@@ -98,7 +107,17 @@ impl Expression {
     /// # Errors
     /// [`TargetError`] echoes the text with a `^` under the character that is wrong.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
-        let part = read::read(text)?;
+        let part = read::read(text, &parts::Root::ALL)?;
+        Ok(Self { text: text.to_owned(), part })
+    }
+
+    /// Reads an expression over a record of an event: `record.message.contains("panic")`. Beside `record` it knows `name` and
+    /// `labels`, those of the node that reports; see [`Known::of_record`].
+    ///
+    /// # Errors
+    /// As [`Expression::parse`].
+    pub fn over_records(text: &str) -> Result<Self, TargetError> {
+        let part = read::read(text, &parts::Root::OF_RECORDS)?;
         Ok(Self { text: text.to_owned(), part })
     }
 
@@ -119,6 +138,13 @@ impl Expression {
     /// Whether it asks for facts: they must be read only then.
     pub fn needs_facts(&self) -> bool {
         self.part.any(&|part| matches!(part.what, parts::What::Root(parts::Root::Facts)))
+    }
+
+    /// The names of the facts that it asks for (`memory` in `facts.memory.total`): of what a node says no more has to be read.
+    /// `None` when it may ask for any.
+    pub fn facts_named(&self) -> Option<BTreeSet<&str>> {
+        let mut names = BTreeSet::new();
+        self.part.facts_named(&mut names).then_some(names)
     }
 
     /// The same expression with every bracket written.

@@ -1,5 +1,6 @@
 //! What an expression consists of, what kind of value each part has, and how it is written with every bracket.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// A part of an expression, with the characters where it begins and ends.
@@ -55,6 +56,8 @@ pub(super) enum Root {
     Running,
     Waiting,
     Outbox,
+    /// What happened, in an expression over events.
+    Record,
 }
 
 impl Root {
@@ -74,12 +77,13 @@ impl Root {
         (Self::Outbox, "outbox"),
     ];
 
-    pub(super) fn named(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(_, name)| *name == word).map(|(root, _)| root)
-    }
+    /// What an expression over a record of an event can begin with; the name and the labels are those of the reporting node.
+    pub(super) const OF_RECORDS: [(Self, &'static str); 3] =
+        [(Self::Name, "name"), (Self::Labels, "labels"), (Self::Record, "record")];
 
     fn as_str(self) -> &'static str {
-        Self::ALL.into_iter().find(|(root, _)| *root == self).map_or("", |(_, name)| name)
+        let all = Self::ALL.into_iter().chain(Self::OF_RECORDS);
+        all.into_iter().find(|(root, _)| *root == self).map_or("", |(_, name)| name)
     }
 }
 
@@ -200,7 +204,7 @@ impl Part {
             What::Root(root) => match root {
                 Root::Name | Root::State | Root::Reason | Root::Version => Sort::Text,
                 Root::Online => Sort::Bool,
-                Root::Labels | Root::Facts => Sort::Map,
+                Root::Labels | Root::Facts | Root::Record => Sort::Map,
                 _ => Sort::Number,
             },
         }
@@ -215,6 +219,18 @@ impl Part {
             What::Index(one, other) | What::Two(_, one, other) | What::OfText(_, one, other) => vec![one, other],
             What::Over { list, body, .. } => vec![list, body],
             What::If(condition, yes, no) => vec![condition, yes, no],
+        }
+    }
+
+    /// Notes the names of the facts in it; `false` when they are not all named.
+    pub(super) fn facts_named<'a>(&'a self, names: &mut BTreeSet<&'a str>) -> bool {
+        match &self.what {
+            What::Root(Root::Facts) => false,
+            What::Field(of, name) if matches!(of.what, What::Root(Root::Facts)) => {
+                names.insert(name);
+                true
+            }
+            _ => self.inner().into_iter().all(|part| part.facts_named(names)),
         }
     }
 

@@ -23,17 +23,20 @@ struct Token {
     lexeme: Lexeme,
 }
 
-pub(super) fn read(text: &str) -> Result<Part, TargetError> {
+/// The words that an expression can begin with, and what they mean.
+type Roots = &'static [(Root, &'static str)];
+
+pub(super) fn read(text: &str, roots: Roots) -> Result<Part, TargetError> {
     let characters: Vec<char> = text.chars().take(TEXT_MAX + 1).collect();
     if characters.len() > TEXT_MAX {
         let start: String = characters.iter().take(60).collect();
         return Err(TargetError::at(format!("an expression has at most {TEXT_MAX} characters"), &start, 0));
     }
-    whole(&characters).map_err(|(at, message)| TargetError::at(message, text, at))
+    whole(&characters, roots).map_err(|(at, message)| TargetError::at(message, text, at))
 }
 
-fn whole(characters: &[char]) -> Result<Part, Wrong> {
-    let mut reader = Reader { tokens: tokens(characters)?, at: 0, depth: 0, parts: 0, names: Vec::new() };
+fn whole(characters: &[char], roots: Roots) -> Result<Part, Wrong> {
+    let mut reader = Reader { tokens: tokens(characters)?, at: 0, depth: 0, parts: 0, names: Vec::new(), roots };
     if reader.tokens.len() == 1 {
         return Err((0, "an expression is missing here, like `online` or `facts.memory.total > 4e9`".into()));
     }
@@ -162,6 +165,7 @@ struct Reader {
     parts: usize,
     /// What `exists` and `all` call what they have in hand, the outermost first.
     names: Vec<String>,
+    roots: Roots,
 }
 
 impl Reader {
@@ -368,9 +372,10 @@ impl Reader {
 
     fn over(&mut self, list: Part, all: bool) -> Result<Part, Wrong> {
         wants(&list, Sort::List, "what exists() and all() go through")?;
+        let roots = self.roots;
         let token = self.next();
         let name = match &token.lexeme {
-            Lexeme::Word(word) if !is_reserved(word) => word.clone(),
+            Lexeme::Word(word) if !is_reserved(word) && named(roots, word).is_none() => word.clone(),
             _ => {
                 return Err((
                     token.from,
@@ -433,10 +438,10 @@ impl Reader {
                 }
                 self.part(from, to, What::Has(Box::new(of)))
             }
-            _ => match Root::named(word) {
+            _ => match named(self.roots, word) {
                 Some(root) => self.part(from, to, What::Root(root)),
                 None => {
-                    let known: Vec<&str> = Root::ALL.iter().map(|(_, name)| *name).collect();
+                    let known: Vec<&str> = self.roots.iter().map(|(_, name)| *name).collect();
                     Err((
                         from,
                         format!("{word:?} is not known; there are {} (text stands in quotes)", known.join(", ")),
@@ -447,8 +452,12 @@ impl Reader {
     }
 }
 
+fn named(roots: Roots, word: &str) -> Option<Root> {
+    roots.iter().find(|(_, name)| *name == word).map(|(root, _)| *root)
+}
+
 fn is_reserved(word: &str) -> bool {
-    matches!(word, "true" | "false" | "null" | "in" | "has" | "size") || Root::named(word).is_some()
+    matches!(word, "true" | "false" | "null" | "in" | "has" | "size")
 }
 
 fn check_pair(sign: Sign, at: usize, left: &Part, right: &Part) -> Result<(), Wrong> {

@@ -265,3 +265,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_expression_over_records_knows_the_record_and_who_reports_and_nothing_else() {
+    let record = serde_json::json!({"message": "kernel: oom-killer", "pid": 7});
+    let labels = labels();
+    let holds = |text: &str| {
+        let expression = Expression::over_records(text).unwrap();
+        expression.holds(&Known::of_record("ship1", &labels, &record), &mut Steps::default()).unwrap()
+    };
+    assert!(holds("record.message.contains('oom') && record.pid > 6 && name.startsWith('ship')"));
+    assert!(!holds("record.absent == 1"));
+    assert!(
+        Expression::over_records("facts.cpu > 1").unwrap_err().to_string().contains("there are name, labels, record")
+    );
+    assert!(Expression::parse("record.pid > 1").unwrap_err().to_string().contains("\"record\" is not known"));
+}
+
+#[test]
+fn it_says_which_facts_it_asks_for() {
+    let named = |text: &str| {
+        let expression = Expression::parse(text).unwrap();
+        expression.facts_named().map(|names| names.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(named("online"), Some(String::new()));
+    assert_eq!(
+        named("facts.memory.total > 4e9 && facts.disks.exists(d, d.used_percent > 90)").unwrap(),
+        "disks memory"
+    );
+    assert_eq!(named("has(facts.os) ? facts.os.id == 'debian' : facts.cpu.count > 2").unwrap(), "cpu os");
+    assert_eq!(named("facts['memory'].total > 4e9"), None);
+    assert_eq!(named("size(facts) > 2 && facts.os.id == 'debian'"), None);
+}
