@@ -127,30 +127,48 @@ pub struct OutputRow {
 }
 
 /// A batch of events that the broker has not confirmed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Where it stands in the journal; 0 before it has been written.
-    #[serde(skip)]
+    /// Its number: larger than that of every row before it.
     pub row: u64,
     /// The subject to publish it on.
     pub subject: String,
     /// The id of the message, drawn before the first try.
     pub id: MessageId,
+    /// How the payload is compressed, if it is.
+    pub encoding: Option<String>,
     /// The exact payload.
-    pub payload: String,
+    pub payload: Vec<u8>,
 }
 
-/// How far a source of events has been read: kept in the same write as the events themselves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SourcePosition {
-    /// The file's inode.
-    pub inode: u64,
-    /// The file's device.
-    pub device: u64,
-    /// The first byte not yet read.
-    pub offset: u64,
-    /// SHA-256 over the first bytes of the file, to know it again.
-    pub head_sha256: String,
-    /// How many bytes went into `head_sha256`.
-    pub head_bytes: u64,
+/// What is kept of it before its payload: a line of JSON.
+#[derive(Serialize, Deserialize)]
+struct EventLine {
+    subject: String,
+    id: MessageId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    encoding: Option<String>,
+    /// Of a journal of an earlier version, which had the payload here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    payload: Option<String>,
+}
+
+impl EventRow {
+    /// As it lies in the store: its line, and the payload as it is.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let line =
+            EventLine { subject: self.subject.clone(), id: self.id, encoding: self.encoding.clone(), payload: None };
+        let mut bytes = serde_json::to_vec(&line)?;
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&self.payload);
+        Ok(bytes)
+    }
+
+    pub(crate) fn parse(row: u64, bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let end = bytes.iter().position(|byte| *byte == b'\n');
+        let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+        let EventLine { subject, id, encoding, payload } = serde_json::from_slice(line)?;
+        let payload = payload.map_or_else(|| rest.get(1..).unwrap_or_default().to_vec(), String::into_bytes);
+        Ok(Self { row, subject, id, encoding, payload })
+    }
 }

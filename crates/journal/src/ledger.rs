@@ -10,7 +10,7 @@ use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use redb::{Database, Durability, WriteTransaction};
 
 use crate::disk::{Disk, LogFile};
-use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, Tombstone};
 use crate::error::JournalError;
 use crate::log::{self, LOG_BYTES};
 use crate::overlay::Overlay;
@@ -91,6 +91,7 @@ impl Ledger {
             instance,
             audit_tip,
             audit_row,
+            event_row: store::event_row(&db)?,
             cursor: store::cursor(&db)?,
             unsettled: store::unsettled(&db)?,
             trust: store::trust(&db)?,
@@ -322,7 +323,7 @@ impl Reader {
         Ok(rows.into_iter().take(limit).collect())
     }
 
-    pub(crate) fn source(&self, name: &str) -> Result<Option<SourcePosition>, JournalError> {
+    pub(crate) fn source(&self, name: &str) -> Result<Option<String>, JournalError> {
         store::source(&*self.database()?, name)
     }
 }

@@ -26,6 +26,6 @@ mod store;
 mod writer;
 
 pub use disk::FILE;
-pub use entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone};
+pub use entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone};
 pub use error::JournalError;
 pub use writer::{Cursor, Journal, Opened, Write};

@@ -4,7 +4,7 @@ use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 
-use crate::entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone};
 use crate::error::JournalError;
 use crate::writer::{Cursor, Write};
 
@@ -22,6 +22,7 @@ const TOMBSTONES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("
 const NEWEST: TableDefinition<'static, &str, Bytes> = TableDefinition::new("newest");
 const AUDIT: TableDefinition<'static, u64, Bytes> = TableDefinition::new("audit");
 
+const LAST_EVENT_ROW: &str = "last_event_row";
 const INSTANCE: &str = "instance";
 const AUDIT_TIP: &str = "audit_tip";
 const AUDIT_ROW: &str = "audit_row";
@@ -166,7 +167,8 @@ pub(crate) fn events(db: &redb::Database, after: u64, limit: usize) -> Result<Ve
     let mut rows = Vec::new();
     for row in table.range(after.saturating_add(1)..).map_err(read_error)?.take(limit) {
         let (key, value) = row.map_err(read_error)?;
-        rows.push(EventRow { row: key.value(), ..decode(value.value())? });
+        let row = EventRow::parse(key.value(), value.value());
+        rows.push(row.map_err(|error| JournalError::Corrupt { reason: error.to_string() })?);
     }
     Ok(rows)
 }
@@ -200,10 +202,21 @@ pub(crate) fn audit_state(db: &redb::Database) -> Result<(Option<String>, u64), 
     Ok((tip, last.max(confirmed)))
 }
 
-pub(crate) fn source(db: &redb::Database, name: &str) -> Result<Option<SourcePosition>, JournalError> {
+/// The last row of events that was given out.
+pub(crate) fn event_row(db: &redb::Database) -> Result<u64, JournalError> {
+    let txn = db.begin_read().map_err(read_error)?;
+    let meta = txn.open_table(META).map_err(read_error)?;
+    let last = meta.get(LAST_EVENT_ROW).map_err(read_error)?.map_or(Ok(0), |value| decode(value.value()))?;
+    let table = txn.open_table(EVENTS).map_err(read_error)?;
+    Ok(table.last().map_err(read_error)?.map_or(0, |(key, _)| key.value()).max(last))
+}
+
+/// How far a source has been read, in its own words.
+pub(crate) fn source(db: &redb::Database, name: &str) -> Result<Option<String>, JournalError> {
     let txn = db.begin_read().map_err(read_error)?;
     let table = txn.open_table(SOURCES).map_err(read_error)?;
-    table.get(name).map_err(read_error)?.map(|value| decode(value.value())).transpose()
+    let found = table.get(name).map_err(read_error)?;
+    Ok(found.map(|value| String::from_utf8_lossy(value.value()).into_owned()))
 }
 
 /// The generation of the log that belongs to this store; `None` in a store that never had one.
@@ -309,21 +322,18 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
         }
         Write::Events { source, position, rows } => {
             let mut table = txn.open_table(EVENTS).map_err(write_error)?;
-            let mut next = table.last().map_err(read_error)?.map_or(0, |(key, _)| key.value());
-            // Row numbers never go back, also when all rows have been sent: readers remember the last one.
-            let meta = txn.open_table(META).map_err(write_error)?;
-            let last = meta.get("last_event_row").map_err(read_error)?.map_or(Ok(0), |value| decode(value.value()))?;
-            drop(meta);
-            next = next.max(last);
             for row in rows {
-                next += 1;
-                table.insert(next, encode(row)?.as_slice()).map_err(write_error)?;
+                let bytes = row.to_bytes().map_err(|error| JournalError::Corrupt { reason: error.to_string() })?;
+                table.insert(row.row, bytes.as_slice()).map_err(write_error)?;
             }
             drop(table);
-            put_meta(txn, "last_event_row", &next)?;
+            // Numbers never go back, also when all rows have been sent: receivers remember the last one.
+            if let Some(last) = rows.iter().map(|row| row.row).max() {
+                put_meta(txn, LAST_EVENT_ROW, &last)?;
+            }
             if let Some(position) = position {
                 let mut sources = txn.open_table(SOURCES).map_err(write_error)?;
-                sources.insert(source.as_str(), encode(position)?.as_slice()).map_err(write_error)?;
+                sources.insert(source.as_str(), position.as_bytes()).map_err(write_error)?;
             }
             Ok(())
         }

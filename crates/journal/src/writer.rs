@@ -9,7 +9,7 @@ use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::disk::{Directory, FILE};
-use crate::entry::{Entry, EventRow, Newest, OutputRow, SourcePosition, Tombstone};
+use crate::entry::{Entry, EventRow, Newest, OutputRow, Tombstone};
 use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
 
@@ -64,8 +64,8 @@ pub enum Write {
     Events {
         /// The source's name.
         source: String,
-        /// How far it has been read with these events.
-        position: Option<SourcePosition>,
+        /// How far it has been read with these events, in its own words.
+        position: Option<String>,
         /// The batches.
         rows: Vec<EventRow>,
     },
@@ -118,6 +118,8 @@ pub struct Opened {
     pub audit_tip: Option<String>,
     /// The last row of the audit log that was given out.
     pub audit_row: u64,
+    /// The last row of events that was given out.
+    pub event_row: u64,
 }
 
 pub(crate) enum Request {
@@ -298,7 +300,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError`] when it cannot be read.
-    pub fn source(&self, name: &str) -> Result<Option<SourcePosition>, JournalError> {
+    pub fn source(&self, name: &str) -> Result<Option<String>, JournalError> {
         self.reader.source(name)
     }
 }

@@ -2,9 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
 
-use journal::{
-    Entry, EventRow, Journal, JournalError, Newest, OutputRow, RETENTION_AFTER_EXPIRY, SourcePosition, Tombstone, Write,
-};
+use journal::{Entry, EventRow, Journal, JournalError, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone, Write};
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
 
 fn entry(number: u8, states: &[State]) -> Entry {
@@ -156,22 +154,29 @@ async fn a_new_epoch_resets_the_cursor_but_forgets_no_id() {
 async fn events_and_the_position_of_their_source_are_one_write_and_rows_never_go_back() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = Journal::open(dir.path()).unwrap();
-    let position = SourcePosition { inode: 1, device: 2, offset: 3, head_sha256: String::new(), head_bytes: 0 };
-    let row = |text: &str| EventRow {
-        row: 0,
+    let position = "{\"offset\":3}".to_owned();
+    let row = |row: u64, payload: &[u8]| EventRow {
+        row,
         subject: "central.event.a.b".into(),
         id: MessageId::from_bytes([1; 16]),
-        payload: text.into(),
+        encoding: None,
+        payload: payload.into(),
     };
     let write = |rows| Write::Events { source: "log".into(), position: Some(position.clone()), rows };
-    journal.commit(vec![write(vec![row("one"), row("two")])]).await.unwrap();
+    journal.commit(vec![write(vec![row(1, b"one"), row(2, b"\n\xff")])]).await.unwrap();
     assert_eq!(journal.source("log").unwrap(), Some(position.clone()));
     let rows = journal.events(0, 10).unwrap();
-    assert_eq!(rows.iter().map(|row| (row.row, row.payload.as_str())).collect::<Vec<_>>(), [(1, "one"), (2, "two")]);
+    assert_eq!(
+        rows.iter().map(|row| (row.row, row.payload.as_slice())).collect::<Vec<_>>(),
+        [(1, &b"one"[..]), (2, b"\n\xff")]
+    );
     for row in rows {
         journal.commit(vec![Write::EventSent { row: row.row }]).await.unwrap();
     }
     assert_eq!(journal.event_count().unwrap(), 0);
-    journal.commit(vec![write(vec![row("three")])]).await.unwrap();
+    drop(journal);
+    let (journal, opened) = reopen(dir.path()).await;
+    assert_eq!(opened.event_row, 2);
+    journal.commit(vec![write(vec![row(3, b"three")])]).await.unwrap();
     assert_eq!(journal.events(2, 10).unwrap()[0].row, 3);
 }
