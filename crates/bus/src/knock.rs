@@ -63,6 +63,17 @@ impl Bus {
         held.ok_or_else(|| BusError::Unreadable { what: what(), reason: "it tells no number of messages".into() })
     }
 
+    /// How many bytes a stream holds.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker does not tell.
+    pub async fn stream_bytes(&self, stream: &str) -> Result<u64, BusError> {
+        let what = || format!("STREAM.INFO.{stream}");
+        let info: Value = self.api(&what(), &Value::Null).await?;
+        let held = info.pointer("/state/bytes").and_then(Value::as_u64);
+        held.ok_or_else(|| BusError::Unreadable { what: what(), reason: "it tells no number of bytes".into() })
+    }
+
     /// Takes away the knocks on `filter`: a subject, or `knock.<token>.*`.
     ///
     /// # Errors

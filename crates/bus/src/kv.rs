@@ -8,12 +8,15 @@ use message::{Seal, Timestamp};
 use crate::connect::Bus;
 use crate::error::BusError;
 use crate::read::{Scan, Start};
+use crate::streams::{BOOT, BOOT_SUBJECT};
 use crate::wire::{Headers, Message, Stored, broker_time};
 
 /// Who belongs to the fleet; written by operators.
 pub const NODES: &str = "NODES";
 /// The last life sign of each node; written by the nodes themselves.
 pub const PRESENCE: &str = "PRESENCE";
+/// How each node stood when that changed; written by the nodes themselves.
+pub const HISTORY: &str = "HISTORY";
 /// What each node says of its system; written by the nodes themselves.
 pub const FACTS: &str = "FACTS";
 /// What was ordered; written by operators.
@@ -38,6 +41,14 @@ impl Bus {
     pub async fn epoch(&self) -> Result<Option<String>, BusError> {
         let found = self.kv_get(META, "epoch").await?;
         Ok(found.and_then(|value| String::from_utf8(value.payload.to_vec()).ok()))
+    }
+
+    /// When the broker last began with an empty memory; `None` when nobody has marked it since.
+    ///
+    /// # Errors
+    /// [`BusError`] when the broker cannot be asked.
+    pub async fn listening_since(&self) -> Result<Option<Timestamp>, BusError> {
+        Ok(self.last(BOOT, BOOT_SUBJECT).await?.map(|mark| mark.stored_at))
     }
 
     /// The value of a key, with the headers it was written with; `None` when there is none or it was deleted.

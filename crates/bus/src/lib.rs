@@ -18,6 +18,7 @@ pub mod live;
 pub mod node;
 pub mod read;
 mod resolver;
+mod service;
 mod setup;
 #[cfg(feature = "simulate")]
 pub mod simulate;
@@ -30,4 +31,5 @@ pub use error::BusError;
 pub use knock::Knocked;
 pub use live::{LiveMessage, LiveOrders, LiveStored};
 pub use read::{Scan, Start, Tail};
+pub use service::Service;
 pub use wire::{Headers, Message, Stored};

@@ -55,6 +55,19 @@ impl LiveOrders {
     pub fn ready(&mut self) -> Option<LiveMessage> {
         self.subscriber.next().now_or_never().flatten().map(live)
     }
+
+    /// Drops all that is here already, and returns how much that was.
+    ///
+    /// Messages and answers of one connection come in their order: after an answer of a new connection nothing of the one
+    /// before can follow.
+    pub fn clear(&mut self) -> usize {
+        let mut dropped = 0;
+        // Not within a task's budget: once that is used up, what is here would seem not to be.
+        while tokio::task::unconstrained(self.subscriber.next()).now_or_never().flatten().is_some() {
+            dropped += 1;
+        }
+        dropped
+    }
 }
 
 /// What is stored from now on under some subjects, without a consumer at the broker. Messages of one subject come in
@@ -93,7 +106,6 @@ impl LiveStored {
 /// [`BusError`] when the broker does not answer or refuses; try again later, with a back-off.
 pub async fn catch_up(bus: &Bus, node: &NodeName, floor: u64) -> Result<Scan, BusError> {
     let filter = format!("{node}.command.>");
-    Scan::forget(bus, COMMANDS, node.as_str()).await?;
     Scan::open_named(bus, COMMANDS, node.as_str(), &[filter], Start::Sequence(floor.saturating_add(1))).await
 }
 

@@ -29,6 +29,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// so often it is asked again, and so long it is waited in between.
 const ABSENCES_MAX: u32 = 10;
 const ABSENCE: Duration = Duration::from_millis(100);
+/// The broker's code for a consumer that is there already, with another configuration.
+const CONSUMER_EXISTS: u64 = 10148;
 /// The status of an answer that says that there is nobody to answer.
 const NO_RESPONDERS: u16 = 503;
 
@@ -93,10 +95,13 @@ impl Scan {
     /// [`BusError`] when the broker does not allow or answer it.
     pub async fn open(bus: &Bus, stream: &str, filters: &[String], start: Start) -> Result<Self, BusError> {
         let name = format!("scan-{}", clock::message_id());
-        Self::open_named(bus, stream, &name, filters, start).await
+        Self::create(bus, stream, &name, filters, start).await
     }
 
     /// Like [`Scan::open`], with a consumer of a given name: nodes may only use their own.
+    ///
+    /// One that an earlier scan of this name may have left behind is deleted: a new scan would go on where that one stopped,
+    /// and what it had delivered without anybody taking it would be lost.
     ///
     /// # Errors
     /// [`BusError`] when the broker does not allow or answer it.
@@ -107,6 +112,16 @@ impl Scan {
         filters: &[String],
         start: Start,
     ) -> Result<Self, BusError> {
+        match Self::create(bus, stream, name, filters, start).await {
+            Err(BusError::Broker { code: CONSUMER_EXISTS, .. }) => {
+                Self::forget(bus, stream, name).await?;
+                Self::create(bus, stream, name, filters, start).await
+            }
+            created => created,
+        }
+    }
+
+    async fn create(bus: &Bus, stream: &str, name: &str, filters: &[String], start: Start) -> Result<Self, BusError> {
         let inbox = bus.client.new_inbox();
         let subscriber = bus
             .client
@@ -120,6 +135,8 @@ impl Scan {
             "mem_storage": true,
             "num_replicas": 1,
             "inactive_threshold": INACTIVE_NS,
+            // With `action`: one of that name whose configuration is another is an error, and this makes each another.
+            "metadata": {"scan": clock::message_id().to_string()},
         });
         // One filter goes into the API subject, where a permission can pin it.
         let call = if let [filter] = filters {
@@ -132,7 +149,8 @@ impl Scan {
         if let (Some(config), Value::Object(start)) = (config.as_object_mut(), start.config()) {
             config.extend(start);
         }
-        let info: ConsumerInfo = bus.api(&call, &json!({"stream_name": stream, "config": config})).await?;
+        let info: ConsumerInfo =
+            bus.api(&call, &json!({"stream_name": stream, "config": config, "action": "create"})).await?;
         Ok(Self {
             bus: bus.clone(),
             stream: stream.to_owned(),
@@ -147,13 +165,9 @@ impl Scan {
         })
     }
 
-    /// Deletes a consumer that an earlier scan of this name may have left behind: a new scan would go on where that
-    /// one stopped, and what it had delivered without anybody taking it would be lost.
-    ///
-    /// # Errors
-    /// [`BusError`] when the broker does not answer; that there is none is no error.
-    pub(crate) async fn forget(bus: &Bus, stream: &str, name: &str) -> Result<(), BusError> {
+    async fn forget(bus: &Bus, stream: &str, name: &str) -> Result<(), BusError> {
         match bus.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{name}"), &Value::Null).await {
+            // That there is none any more is no error.
             Ok(_) | Err(BusError::Broker { .. }) => Ok(()),
             Err(error) => Err(error),
         }

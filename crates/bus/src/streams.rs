@@ -19,6 +19,8 @@ use async_nats::jetstream::stream::{
 use async_nats::{HeaderMap, header};
 use data_encoding::HEXLOWER;
 
+use message::change::CHANGES_KEPT;
+
 use crate::keys::KNOCK_MESSAGE_MAX;
 
 /// Stream of orders, `<node>.command.<method>.<domain>`.
@@ -33,6 +35,8 @@ pub const AUDIT: &str = "AUDIT";
 pub const NODES: &str = "NODES";
 /// Bucket of life signs, by node.
 pub const PRESENCE: &str = "PRESENCE";
+/// Bucket of how each node stood when that changed, by node; the last ones of each.
+pub const HISTORY: &str = "HISTORY";
 /// Bucket of facts, by node.
 pub const FACTS: &str = "FACTS";
 /// Bucket of jobs: what was ordered.
@@ -54,7 +58,7 @@ pub const BOOT: &str = "BOOT";
 /// subjects: see the rights of CORE in `keys/grants.rs`.
 pub const STORED_KV: &str = "core.KV";
 /// The one subject of [`BOOT`].
-const BOOT_SUBJECT: &str = "steward.boot";
+pub(crate) const BOOT_SUBJECT: &str = "steward.boot";
 /// The key of [`META`] that is new whenever the store is.
 const EPOCH: &str = "$KV.META.epoch";
 
@@ -89,6 +93,10 @@ const KNOCKS_AGE_MAX: Duration = DAY.saturating_mul(31);
 const ADMISSIONS_AGE_MAX: Duration = DAY.saturating_mul(365);
 /// A record in a bucket: names, labels, keys, facts; a chunk of a job's orders.
 const RECORD_BYTES_MAX: i32 = 1 << 20;
+/// A change of how a node stands, with its signature.
+const CHANGE_BYTES_MAX: i32 = 4 << 10;
+/// How a node stood is kept as long as its jobs.
+const HISTORY_AGE_MAX: Duration = JOBS_AGE_MAX;
 /// A catch-up after a restart gives every node a consumer for a moment; there may be 100 000. Without a number, or
 /// with `-1`, the broker would allow 1000.
 const CONSUMERS_MAX: i32 = 1_000_000;
@@ -353,7 +361,7 @@ fn configs(options: Options) -> Vec<(&'static str, Config)> {
         (AUDIT, audit),
     ];
     all.extend(
-        [NODES, PRESENCE, FACTS, JOBS, POLICY, META, ADMISSIONS, USERS]
+        [NODES, PRESENCE, FACTS, JOBS, POLICY, META, ADMISSIONS, USERS, HISTORY]
             .map(|name| (name, bucket(name, options.replicas))),
     );
     all
@@ -386,9 +394,10 @@ fn bucket(name: &str, replicas: usize) -> Config {
     Config {
         name: bucket_stream(name),
         subjects: vec![format!("$KV.{name}.>")],
-        max_messages_per_subject: 1,
-        max_message_size: RECORD_BYTES_MAX,
+        max_messages_per_subject: if name == HISTORY { CHANGES_KEPT } else { 1 },
+        max_message_size: if name == HISTORY { CHANGE_BYTES_MAX } else { RECORD_BYTES_MAX },
         max_age: match name {
+            HISTORY => HISTORY_AGE_MAX,
             JOBS => JOBS_AGE_MAX,
             ADMISSIONS => ADMISSIONS_AGE_MAX,
             _ => Duration::ZERO,

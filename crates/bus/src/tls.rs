@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,10 @@ const RENEW_BEFORE_S: i64 = 60 * DAY_S;
 const CLIENT_AGE_MAX_S: i64 = CA_AGE_MAX_S;
 /// Clocks differ: certificates hold from a day before they were made.
 const BACKDATED_S: i64 = DAY_S;
+
+/// A point of P-256, uncompressed, and how it begins (SEC 1, 2.3.3).
+const P256_POINT_BYTES: usize = 65;
+const UNCOMPRESSED: u8 = 4;
 
 /// Why certificates could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -114,20 +119,92 @@ pub fn client_file(ca: &Path) -> PathBuf {
 /// # Errors
 /// [`TlsError`] when the authority's key cannot be used.
 pub fn client(home: &Path, name: &str) -> Result<Option<String>, TlsError> {
+    client_until(home, name, unix_now() + CLIENT_AGE_MAX_S)
+}
+
+/// The same, which ends at `until`, in seconds of Unix time.
+///
+/// # Errors
+/// As [`client`].
+pub fn client_until(home: &Path, name: &str, until: i64) -> Result<Option<String>, TlsError> {
+    let key = ClientKey::generate()?;
+    let cert = certify(home, name, &key.0, until)?;
+    Ok(cert.map(|cert| format!("{cert}{}", key.pem())))
+}
+
+/// A certificate for the client `name` who has made his key himself, of which `public` is the public half, as
+/// [`ClientKey::public`] tells it; `None` where the fleet's own authority is not.
+///
+/// # Errors
+/// [`TlsError`] when that is no key, or the authority's key cannot be used.
+pub fn client_with_key(home: &Path, name: &str, public: &[u8]) -> Result<Option<String>, TlsError> {
+    if public.len() != P256_POINT_BYTES || public.first() != Some(&UNCOMPRESSED) {
+        let reason = "its public key is not a point of P-256, uncompressed".to_owned();
+        return Err(TlsError::Make { names: format!("the client {name}"), reason });
+    }
+    certify(home, name, &TheirKey(public), unix_now() + CLIENT_AGE_MAX_S)
+}
+
+fn certify(home: &Path, name: &str, key: &impl PublicKeyData, until: i64) -> Result<Option<String>, TlsError> {
     let path = home.join("tls/ca.key");
     let Some(pem) = read(&path)? else { return Ok(None) };
     let ca_key = KeyPair::from_pem(&pem).map_err(|error| TlsError::Damaged { path, reason: error.to_string() })?;
-    let failed =
-        |error: rcgen::Error| TlsError::Make { names: format!("the client {name}"), reason: error.to_string() };
-    let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    (params.not_before, params.not_after) = (time(unix_now() - BACKDATED_S), time(unix_now() + CLIENT_AGE_MAX_S));
+    (params.not_before, params.not_after) = (time(unix_now() - BACKDATED_S), time(until));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let cert = params.signed_by(&key, &Issuer::from_params(&ca_params(), ca_key)).map_err(failed)?;
-    Ok(Some(format!("{}{}", cert.pem(), key.serialize_pem())))
+    let cert = params.signed_by(key, &Issuer::from_params(&ca_params(), ca_key));
+    let cert =
+        cert.map_err(|error| TlsError::Make { names: format!("the client {name}"), reason: error.to_string() })?;
+    Ok(Some(cert.pem()))
+}
+
+/// The public key of somebody else: a point of P-256 (SEC 1, uncompressed).
+struct TheirKey<'a>(&'a [u8]);
+
+impl PublicKeyData for TheirKey<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// The key of a client's certificate, made where it is used.
+pub struct ClientKey(KeyPair);
+
+impl ClientKey {
+    /// A new one.
+    ///
+    /// # Errors
+    /// [`TlsError::Make`] when there is no randomness to be had.
+    pub fn generate() -> Result<Self, TlsError> {
+        let made = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256);
+        made.map(Self).map_err(|error| TlsError::Make { names: "a client".into(), reason: error.to_string() })
+    }
+
+    /// One that was kept as PEM; `None` when that is none.
+    #[must_use]
+    pub fn from_pem(pem: &str) -> Option<Self> {
+        let key = KeyPair::from_pem(pem).ok().map(Self)?;
+        (key.public().len() == P256_POINT_BYTES).then_some(key)
+    }
+
+    /// The private key, as PEM.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        self.0.serialize_pem()
+    }
+
+    /// The public key: a point of P-256, uncompressed (SEC 1, 2.3.3), 65 bytes.
+    #[must_use]
+    pub fn public(&self) -> &[u8] {
+        self.0.der_bytes()
+    }
 }
 
 /// The certificate of this home's own clients: operators who use its context, the station, agents that enrol themselves.
@@ -246,6 +323,22 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn who_has_made_his_key_himself_gets_a_certificate_for_it_and_for_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(client_with_key(home.path(), "ship1", ClientKey::generate().unwrap().public()).unwrap(), None);
+        ensure(home.path(), &[]).unwrap();
+        let key = ClientKey::generate().unwrap();
+        let kept = ClientKey::from_pem(&key.pem()).unwrap();
+        assert_eq!(kept.public(), key.public());
+        assert!(client_with_key(home.path(), "ship1", key.public()).unwrap().unwrap().contains("BEGIN CERTIFICATE"));
+        let long = [key.public(), &[0]].concat();
+        for none in [&b""[..], &key.public()[1..], &long] {
+            assert!(matches!(client_with_key(home.path(), "ship1", none), Err(TlsError::Make { .. })), "{none:?}");
+        }
+        assert!(ClientKey::from_pem("none").is_none());
+    }
 
     #[test]
     fn a_certificate_is_kept_until_it_is_about_to_expire_or_lacks_a_name() {

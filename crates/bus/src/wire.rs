@@ -24,6 +24,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// One that is put together here, as tests do it.
+    #[must_use]
+    pub fn new(subject: &str, sequence: u64, stored_at: Timestamp, payload: Bytes, headers: Headers) -> Self {
+        Self { subject: subject.to_owned(), sequence, stored_at, payload, headers: headers.0 }
+    }
+
     /// The last value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get_last(name).map(async_nats::HeaderValue::as_str)

@@ -106,6 +106,8 @@ async fn a_node_may_not_speak_for_others_or_read_theirs() {
         "$KV.META.epoch",
         "$KV.FACTS.ship2",
         "core.API.DIRECT.GET.KV_FACTS.$KV.FACTS.ship2",
+        "$KV.HISTORY.ship2",
+        "core.API.DIRECT.GET.KV_HISTORY.$KV.HISTORY.ship1",
         "core.API.DIRECT.GET.KV_NODES.$KV.NODES.ship2",
         "core.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.ship2",
         "core.API.DIRECT.GET.KV_NODES",
@@ -269,6 +271,8 @@ async fn a_station_neither_admits_nor_makes_policy_and_sends_on_what_others_sign
         assert!(central.may_not_publish(subject).await, "{subject}");
     }
     assert!(central.may_not_subscribe("_INBOX.>").await);
+    assert!(central.may_not_publish("$SRV.PING").await);
+    assert!(central.may_not_publish("_INBOX_alice.x").await);
     assert!(central.may_not_subscribe("_INBOX_alice.>").await);
     assert_eq!(central.last("COMMANDS", ">").await, None);
     // That it may publish an order proves nothing to a node, which asks who has signed it.

@@ -30,6 +30,7 @@ async fn setting_up_again_changes_nothing() {
         "KNOCKS",
         "KV_ADMISSIONS",
         "KV_FACTS",
+        "KV_HISTORY",
         "KV_JOBS",
         "KV_META",
         "KV_NODES",

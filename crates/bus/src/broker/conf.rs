@@ -70,9 +70,11 @@ impl Conf<'_> {
              max_payload: {payload}\n\
              # A client that cannot be written to for this long is cut off; it comes back and catches up.\n\
              write_deadline: \"10s\"\n\
-             # A peer that vanished without a word is noticed within about a minute.\n\
-             ping_interval: \"20s\"\n\
-             ping_max: 2\n\
+             # Clients ping by themselves, as often as their links can bear it, and with that keep the broker from doing so.\n\
+             # Only a peer that vanished without a word is pinged, and gone after two intervals. Less than half an hour would\n\
+             # cost units on metered links more than all else that they say.\n\
+             ping_interval: \"31m\"\n\
+             ping_max: 1\n\
              jetstream {{\n  store_dir: {store}\n  max_file_store: {file}\n  max_memory_store: {memory}\n  \
              sync_interval: {sync}\n}}\n\
              operator: {operator}\n\

@@ -17,7 +17,7 @@ const KINDS: [&str; 5] = ["command", "event", "reply", "output", "audit"];
 pub const EDGE_API_PREFIX: &str = "core.API";
 
 /// Streams of which a node reads the last message of a subject by direct get, and which subjects.
-const READABLE: [(&str, &str); 8] = [
+const READABLE: [(&str, &str); 9] = [
     ("KV_NODES", "$KV.NODES.{{name()}}"),
     ("KV_PRESENCE", "$KV.PRESENCE.{{name()}}"),
     ("KV_FACTS", "$KV.FACTS.{{name()}}"),
@@ -29,18 +29,21 @@ const READABLE: [(&str, &str); 8] = [
     ("REPLIES", "*.reply.*.{{name()}}"),
     // The end of its own chain in the audit log, to go on behind it.
     ("AUDIT", "{{name()}}.audit.{{subject()}}.*"),
+    // Since when the broker has listened: a silence before that proves nothing.
+    ("BOOT", "steward.boot"),
 ];
 
 /// Who has taken his new token says so.
 const RECEIPT: &str = "$KV.USERS.taken.{{subject()}}";
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 10] = [
+const NODE_PUBLISHES: [&str; 11] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
     "$KV.PRESENCE.{{name()}}",
     "$KV.FACTS.{{name()}}",
+    "$KV.HISTORY.{{name()}}",
     RECEIPT,
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
@@ -74,7 +77,7 @@ const READS: [&str; 8] = [
 const BOOT_MARK: [&str; 2] = ["$JS.API.STREAM.CREATE.BOOT", "steward.boot"];
 
 /// What a person who orders may publish, besides [`READS`] and [`BOOT_MARK`].
-const OPERATOR_PUBLISHES: [&str; 11] = [
+const OPERATOR_PUBLISHES: [&str; 12] = [
     "in.*.command.*.*",
     "in.*.event.*.*",
     "$KV.NODES.*",
@@ -88,11 +91,13 @@ const OPERATOR_PUBLISHES: [&str; 11] = [
     "$JS.FC.>",
     // Name and key are those of his token: nobody writes in another's name, or what another key should have signed.
     "in.{{name()}}.audit.{{subject()}}.operator",
+    // Who is there? (`nats micro ls`)
+    "$SRV.>",
 ];
 
 /// What a station may publish, besides [`READS`] and [`BOOT_MARK`]: as a node among others it reports and answers,
 /// as a station it keeps the state of jobs and its lease. It neither signs orders nor admits nodes nor makes policy.
-const STATION_PUBLISHES: [&str; 8] = [
+const STATION_PUBLISHES: [&str; 9] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
@@ -101,7 +106,12 @@ const STATION_PUBLISHES: [&str; 8] = [
     RECEIPT,
     "$KV.META.lease.*",
     "$JS.FC.>",
+    // To be found by plain clients. Not `allow_responses`: with that, who asks could have the station write wherever he names.
+    PLAIN_INBOX,
 ];
+
+/// What a station hears besides [`CORE_SUBSCRIBES`]: who looks for services.
+const STATION_SUBSCRIBES: [&str; 1] = ["$SRV.>"];
 
 /// Whether stations may publish orders that an operator has signed, to finish a fan-out that broke off. It gives them
 /// no say in what is ordered: a node verifies the operator's signature over the whole order, runs one order once, and
@@ -187,7 +197,10 @@ impl Role {
             }
             Self::Station => {
                 let fan_out: &[&str] = if STATION_MAY_FAN_OUT { &FAN_OUT } else { &[] };
-                (list(&[&READS, &BOOT_MARK, &STATION_PUBLISHES, fan_out]), list(&[&CORE_SUBSCRIBES]))
+                (
+                    list(&[&READS, &BOOT_MARK, &STATION_PUBLISHES, fan_out]),
+                    list(&[&CORE_SUBSCRIBES, &STATION_SUBSCRIBES]),
+                )
             }
             Self::Provisioner => (list(&[&PROVISIONER_PUBLISHES]), list(&[&["_INBOX_{{name()}}.>"]])),
             Self::Node => (node_publishes(), list(&[&NODE_SUBSCRIBES])),
@@ -245,7 +258,10 @@ fn doors() -> Vec<Door> {
         .map(|kind| format!("in.*.{kind}.*.*"))
         .map(|subject| Door::service(subject.clone(), subject))
         .collect();
-    doors.extend(["$KV.PRESENCE.*", "$KV.FACTS.*", "$KV.USERS.taken.*"].map(|subject| Door::service(subject, subject)));
+    doors.extend(
+        ["$KV.PRESENCE.*", "$KV.FACTS.*", "$KV.HISTORY.*", "$KV.USERS.taken.*"]
+            .map(|subject| Door::service(subject, subject)),
+    );
     doors.push(Door::api("CONSUMER.CREATE.COMMANDS.>"));
     doors.push(Door::api("CONSUMER.MSG.NEXT.COMMANDS.*").with_many_answers());
     doors.push(Door::api("CONSUMER.DELETE.COMMANDS.*"));
