@@ -118,6 +118,7 @@ impl Beginner<'_> {
             outbox: last.outbox,
             limits: disk::shortage(self.dir).map(|_| Limit::Disk).into_iter().collect(),
             audit: None,
+            rtt_ms: None,
         };
         presence::put(bus, &sign, self.pair, found.sequence).await.map(|_| ())
     }

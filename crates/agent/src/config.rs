@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use message::policy::Glob;
 use message::{NodeName, Token, units};
+use regex_lite::Regex;
 use serde::Deserialize;
+
+use crate::source::Address;
 
 /// What can be wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,7 +32,7 @@ pub enum ConfigError {
 }
 
 /// A configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The node's name; has to be the one that it was enrolled as.
@@ -56,7 +59,7 @@ pub struct Config {
     #[serde(default)]
     pub deny_shell: bool,
     /// What it reports.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sources")]
     pub event: Vec<EventSource>,
 }
 
@@ -102,18 +105,189 @@ impl Link {
 }
 
 /// One `[[event]]` table: a source of events.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct EventSource {
     /// What kind of thing is reported.
     pub method: Token,
     /// What it is about.
     pub domain: Token,
     /// Who is told.
-    #[serde(default = "central")]
     pub to: NodeName,
-    /// The file that is followed.
-    pub file: PathBuf,
+    /// Where it comes from.
+    pub(crate) kind: SourceKind,
+    /// How a record begins that may have several lines: of a file.
+    pub(crate) multiline: Option<Regex>,
+    /// What becomes of each line before it leaves.
+    pub(crate) shape: Shape,
+}
+
+/// Where events come from.
+#[derive(Debug, Clone)]
+pub(crate) enum SourceKind {
+    /// `file`, `files`
+    Files(Files),
+    /// `syslog`
+    Syslog(Address),
+    /// `socket`
+    Socket(PathBuf),
+    /// `command`
+    Command(Program),
+}
+
+/// Which files are followed.
+#[derive(Debug, Clone)]
+pub(crate) enum Files {
+    /// One, which need not be there yet.
+    One(PathBuf),
+    /// All that fit.
+    Globs(Vec<String>),
+}
+
+/// `command = { argv = ["df", "-P"], every = "5m" }`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Program {
+    /// The program and its arguments.
+    pub(crate) argv: Vec<String>,
+    /// Between the beginnings of two runs.
+    #[serde(deserialize_with = "every")]
+    pub(crate) every: Duration,
+}
+
+/// What becomes of lines before they leave.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shape {
+    /// Only what one of these matches, if there are any.
+    pub(crate) keep: Vec<Regex>,
+    /// Not what one of these matches.
+    pub(crate) drop: Vec<Regex>,
+    /// What these match is hidden.
+    pub(crate) redact: Vec<Regex>,
+    /// How fields are read.
+    pub(crate) parse: Option<Parse>,
+    /// So many a second.
+    pub(crate) rate: Option<f64>,
+}
+
+/// How the fields of a line are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Parse {
+    /// An object of JSON.
+    Json,
+    /// `level=info msg="it is done"`
+    Logfmt,
+}
+
+/// An `[[event]]` table as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenSource {
+    method: Token,
+    domain: Token,
+    #[serde(default = "central")]
+    to: NodeName,
+    file: Option<PathBuf>,
+    files: Option<Vec<String>>,
+    syslog: Option<String>,
+    socket: Option<PathBuf>,
+    command: Option<Program>,
+    multiline: Option<String>,
+    #[serde(default)]
+    keep: Vec<String>,
+    #[serde(default)]
+    drop: Vec<String>,
+    #[serde(default)]
+    redact: Vec<String>,
+    parse: Option<Parse>,
+    rate: Option<f64>,
+}
+
+/// The keys of which a source has exactly one.
+const SOURCES: &str = "file, files, syslog, socket or command";
+
+impl WrittenSource {
+    fn understood(self) -> Result<EventSource, String> {
+        let absolute = |key: &str, path: &Path| {
+            if path.is_absolute() {
+                Ok(())
+            } else {
+                Err(format!("{key} = {:?} is not an absolute path", path.display().to_string()))
+            }
+        };
+        let regex = |key: &str, text: &str| {
+            Regex::new(text).map_err(|error| format!("{key} = {text:?} is no regular expression: {error}"))
+        };
+        let all =
+            |key: &str, texts: &[String]| texts.iter().map(|text| regex(key, text)).collect::<Result<Vec<_>, _>>();
+        let shape = Shape {
+            keep: all("keep", &self.keep)?,
+            drop: all("drop", &self.drop)?,
+            redact: all("redact", &self.redact)?,
+            parse: self.parse,
+            rate: self.rate,
+        };
+        if self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
+            return Err("rate has to be a number of records a second above 0".into());
+        }
+        let is_file = self.file.is_some() || self.files.is_some();
+        let kind = match (self.file, self.files, self.syslog, self.socket, self.command) {
+            (Some(path), None, None, None, None) => {
+                absolute("file", &path)?;
+                SourceKind::Files(Files::One(path))
+            }
+            (None, Some(globs), None, None, None) => {
+                if globs.is_empty() {
+                    return Err("files is empty: name at least one glob".into());
+                }
+                for text in &globs {
+                    absolute("files", Path::new(text))?;
+                    glob::Pattern::new(text).map_err(|error| format!("files = {text:?} is no glob: {error}"))?;
+                }
+                SourceKind::Files(Files::Globs(globs))
+            }
+            (None, None, Some(address), None, None) => SourceKind::Syslog(address.parse()?),
+            (None, None, None, Some(path), None) => {
+                absolute("socket", &path)?;
+                SourceKind::Socket(path)
+            }
+            (None, None, None, None, Some(program)) => {
+                if program.argv.is_empty() {
+                    return Err("command.argv is empty: name a program".into());
+                }
+                SourceKind::Command(program)
+            }
+            (None, None, None, None, None) => return Err(format!("it says not where events come from: {SOURCES}")),
+            _ => return Err(format!("it has several sources: leave one of {SOURCES}")),
+        };
+        let multiline = self.multiline.as_deref().map(|text| regex("multiline", text)).transpose()?;
+        if multiline.is_some() && !is_file {
+            return Err("multiline is for files alone".into());
+        }
+        Ok(EventSource { method: self.method, domain: self.domain, to: self.to, kind, multiline, shape })
+    }
+}
+
+/// Every table, or which one is wrong.
+fn sources<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<EventSource>, D::Error> {
+    let written: Vec<WrittenSource> = Vec::deserialize(from)?;
+    let understood = written.into_iter().enumerate().map(|(index, source)| {
+        let what = format!("event {} ({}/{})", index + 1, source.method, source.domain);
+        source.understood().map_err(|reason| serde::de::Error::custom(format!("{what}: {reason}")))
+    });
+    understood.collect()
+}
+
+/// The least time between two runs of a program.
+const EVERY_MIN: Duration = Duration::from_secs(1);
+
+fn every<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    let every = units::parse_duration(&text).map_err(serde::de::Error::custom)?;
+    if every < EVERY_MIN {
+        return Err(serde::de::Error::custom(format!("every = {text:?} is too often: write \"1s\" at least")));
+    }
+    Ok(every)
 }
 
 fn central() -> NodeName {
@@ -144,7 +318,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 24] = [
     "name",
     "life_sign",
     "link",
@@ -157,6 +331,18 @@ const KEYS: [&str; 12] = [
     "domain",
     "to",
     "file",
+    "files",
+    "syslog",
+    "socket",
+    "command",
+    "argv",
+    "every",
+    "multiline",
+    "keep",
+    "drop",
+    "redact",
+    "parse",
+    "rate",
 ];
 
 impl Config {
@@ -178,17 +364,6 @@ impl Config {
         let config: Self = toml::from_str(text).map_err(|error| explain(&error.to_string()))?;
         if config.run_as.as_ref().is_some_and(|user| user.is_empty() || user.contains([' ', ':', '/'])) {
             return Err("run_as has to be the name of a local user".into());
-        }
-        for (index, source) in config.event.iter().enumerate() {
-            if !source.file.is_absolute() {
-                return Err(format!(
-                    "event {} ({}/{}): file = {:?} is not an absolute path",
-                    index + 1,
-                    source.method,
-                    source.domain,
-                    source.file.display().to_string()
-                ));
-            }
         }
         Ok(config)
     }
@@ -219,7 +394,39 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.event[0].to.as_str(), "central");
-        assert_eq!(config.event[0].file, Path::new("/var/log/nginx/access.log"));
+        let SourceKind::Files(Files::One(path)) = &config.event[0].kind else { panic!("{config:?}") };
+        assert_eq!(path, Path::new("/var/log/nginx/access.log"));
+    }
+
+    #[test]
+    fn a_source_is_exactly_one_and_mistakes_say_which() {
+        let parse = |text: &str| Config::parse(&format!("[[event]]\nmethod=\"a\"\ndomain=\"b\"\n{text}"));
+        for right in [
+            "files=[\"/var/log/*.log\"]\nmultiline=\"^[0-9]\"\nkeep=[\"x\"]\nparse=\"json\"\nrate=10",
+            "syslog=\"tcp://127.0.0.1:514\"",
+            "socket=\"/run/x\"",
+            "command={argv=[\"df\"], every=\"5m\"}",
+        ] {
+            assert!(parse(right).is_ok(), "{right}: {:?}", parse(right).err());
+        }
+        for (wrong, says) in [
+            ("", "says not where"),
+            ("file=\"/x\"\nsocket=\"/y\"", "several sources"),
+            ("files=[]", "empty"),
+            ("files=[\"/x/[\"]", "no glob"),
+            ("syslog=\"514\"", "udp://127.0.0.1:514"),
+            ("command={argv=[], every=\"5m\"}", "empty"),
+            ("command={argv=[\"df\"], every=\"1ms\"}", "too often"),
+            ("file=\"/x\"\nkeep=[\"(\"]", "no regular expression"),
+            ("file=\"/x\"\nrate=0", "above 0"),
+            ("socket=\"/x\"\nmultiline=\"x\"", "files alone"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(
+                error.contains(says) && (error.contains("event 1 (a/b)") || says == "too often"),
+                "{wrong}: {error}"
+            );
+        }
     }
 
     #[test]

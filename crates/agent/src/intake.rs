@@ -160,7 +160,7 @@ impl Intake {
                     let caught_up = tokio::select! {
                         biased;
                         () = cancel.cancelled() => return Ok(()),
-                        caught_up = self.catch_up(greeted, &cancel) => caught_up,
+                        caught_up = self.catch_up(greeted, &mut live, &cancel) => caught_up,
                     };
                     // Also when it failed: what was accepted does not wait for a broker.
                     self.release();
@@ -479,10 +479,15 @@ impl Intake {
     }
 
     /// Reads everything behind the floor from the stream; at a new link first what else may have changed.
-    async fn catch_up(&mut self, greeted: bool, cancel: &CancellationToken) -> Result<(), String> {
+    async fn catch_up(
+        &mut self,
+        greeted: bool,
+        live: &mut LiveOrders,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
         self.held.get_or_insert_default();
         if !greeted {
-            self.check_epoch().await?;
+            self.check_epoch(live).await?;
         }
         let node = self.identity.me.name.clone();
         // Each time: a hint that the list is another may have been lost.
@@ -648,7 +653,7 @@ impl Intake {
     }
 
     /// Notices a broker whose store was made anew: its sequences mean something else.
-    async fn check_epoch(&mut self) -> Result<(), String> {
+    async fn check_epoch(&mut self, live: &mut LiveOrders) -> Result<(), String> {
         let Some(epoch) = self.bus.epoch().await.map_err(|error| error.to_string())? else { return Ok(()) };
         self.past.at_epoch(&epoch);
         if self.epoch.as_ref() != Some(&epoch) {
@@ -659,6 +664,12 @@ impl Intake {
             self.chain = Chain::default();
             // What is not saved yet belongs to the old store: under the new epoch it would hide orders.
             self.heads.clear();
+            // Nor does what came live and nobody has looked at: taken now, the old store's sequences would become heads
+            // in the new one, and hide its orders. What is dropped of the new store, the catch-up reads.
+            let dropped = live.clear();
+            if dropped > 0 {
+                tracing::info!(dropped, "what came live before the broker's store was known is passed over");
+            }
             self.noted.clear();
             self.processes.in_hand().forget_sequences();
             self.floor.store(0, Ordering::Relaxed);

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use bus::claims::Creds;
 use bus::keys::{knocker, knocker_inbox};
+use bus::tls::ClientKey;
 use bus::{Bus, BusError, ConnectOptions, Credentials, EDGE_API, KNOCK_API, Knocked, LiveStored, clock, kv};
 use bytes::Bytes;
+use data_encoding::BASE64;
 use message::admission::{KnockKind, fingerprint};
 use message::succession::is_newer;
 use message::{
@@ -93,6 +95,9 @@ struct Kept {
     server: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ca: Option<String>,
+    /// The private key of the certificate that a broker may ask for, as PEM: where the token has such a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls_key: Option<String>,
     /// What an operator has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     answer: Option<Admission>,
@@ -167,7 +172,7 @@ impl Kept {
             name: self.name.clone(),
             server: self.server.clone(),
             ca: self.ca.clone(),
-            client: None,
+            client: answer.client.as_ref().zip(self.tls_key.as_ref()).map(|(cert, key)| format!("{cert}{key}")),
             credentials: creds.render(),
             root: self.root.clone(),
             trust: answer.trust.clone(),
@@ -255,10 +260,15 @@ async fn identity(options: &KnockOptions) -> Result<Kept, AgentError> {
         };
     }
     let server = options.server.clone().unwrap_or_else(|| token.server.clone());
+    let own_key = || {
+        let made = token.client.as_ref().map(|_| ClientKey::generate().map(|key| key.pem())).transpose();
+        made.map_err(|error| AgentError::Knock { reason: error.to_string() })
+    };
     let kept = match found {
         // A knock is under its key for good: under another name or at another fleet, it takes another key.
         Some(kept) if kept.name == options.name && kept.root == token.root => {
-            Kept { server, ca: token.ca.clone(), ..kept }
+            let tls_key = if kept.tls_key.is_some() { kept.tls_key.clone() } else { own_key()? };
+            Kept { server, ca: token.ca.clone(), tls_key, ..kept }
         }
         _ => {
             let seed = KeyPair::new_user().seed().map_err(|error| AgentError::Knock { reason: error.to_string() })?;
@@ -269,6 +279,7 @@ async fn identity(options: &KnockOptions) -> Result<Kept, AgentError> {
                 seed,
                 server,
                 ca: token.ca.clone(),
+                tls_key: own_key()?,
                 answer: None,
             }
         }
@@ -438,6 +449,7 @@ impl Knocking {
             token: self.options.token.id,
             name: self.kept.name.clone(),
             key: self.key.clone(),
+            tls_key: self.kept.tls_key.as_deref().and_then(ClientKey::from_pem).map(|key| BASE64.encode(key.public())),
             version: crate::VERSION.to_owned(),
             at: clock::now(),
         };
@@ -535,6 +547,7 @@ mod tests {
             id: TokenId::from_bytes([7; 16]),
             server: "nats://127.0.0.1:1".into(),
             ca: None,
+            client: None,
             root: PublicKey::of(root),
             serial: 1,
             account: PublicKey::of(&KeyPair::new_account()),
@@ -557,6 +570,7 @@ mod tests {
             name: kept.name.clone(),
             key: PublicKey::of(&pair),
             jwt: Some(jwt),
+            client: None,
             trust: SealedDocument::new("{}".into(), &pair).unwrap().into(),
             policy: None,
             by: "admin".into(),

@@ -10,6 +10,7 @@
 
 mod audit;
 mod begin;
+mod changes;
 pub mod config;
 mod counters;
 mod disk;

@@ -197,6 +197,7 @@ impl Light {
             outbox: 0,
             limits: Vec::new(),
             audit: None,
+            rtt_ms: None,
         };
         match presence::put(bus, &sign, &self.pair, self.revision).await {
             Ok(revision) => self.revision = revision,

@@ -11,12 +11,14 @@ use std::time::Duration;
 use bus::{Bus, BusError, Message, clock, kv, live};
 use bytes::Bytes;
 use journal::Journal;
+use message::change::Before;
 use message::registry::{Condition, LifeSignKind};
 use message::{LifeSign, Limit, PublicKey, Seal, WIRE_VERSION, units};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::changes::{Changes, Said};
 use crate::counters::Counters;
 use crate::disk;
 use crate::halt::Teller;
@@ -63,6 +65,12 @@ pub(crate) struct Presence {
     pub(crate) others: Arc<AtomicU64>,
     pub(crate) heard: Arc<HeardFloor>,
     pub(crate) rest: Rest,
+    /// What is told of how this node has stood.
+    pub(crate) changes: Changes,
+    /// What stood where our own sign should have, when that was last looked at.
+    pub(crate) found: Option<Before>,
+    /// How long the last question to the broker took.
+    pub(crate) rtt_ms: Option<u32>,
 }
 
 impl Presence {
@@ -91,17 +99,19 @@ impl Presence {
 
     async fn try_claim(&mut self, cancel: &CancellationToken) -> Result<(), AgentError> {
         let name = self.identity.me.name.clone();
-        let mut waited = false;
+        let (mut waited, mut before) = (false, None);
         loop {
             // Before what it has heard: should the store be lost in between, nothing is worse than having heard nothing.
             self.heard.at(self.bus.epoch().await?);
             let Some(found) = self.bus.kv_get(kv::PRESENCE, name.as_str()).await? else {
                 // What an earlier try found is gone with the store that held it.
                 self.revision.store(0, Ordering::Relaxed);
+                before = None;
                 break;
             };
             let moved = self.revision.swap(found.sequence, Ordering::Relaxed) != found.sequence;
             let Some(other) = self.own_sign(&found) else { break };
+            before = Some(Before::of(&other, found.stored_at));
             self.heard.raise(other.floor);
             self.floor.fetch_max(other.floor, Ordering::Relaxed);
             if waited {
@@ -133,7 +143,10 @@ impl Presence {
                 }
             }
         }
-        self.speak(self.condition()).await.map_err(AgentError::Bus)
+        let (condition, reason) = (self.condition(), self.complaint());
+        self.speak(condition).await.map_err(AgentError::Bus)?;
+        self.changes.spoken_after(before, self.said(condition, reason));
+        Ok(())
     }
 
     /// Another run lives under our name: stops what could be done twice, and says so.
@@ -188,7 +201,7 @@ impl Presence {
         let mut link = self.bus.link();
         link.mark_unchanged();
         let mut ups = link.borrow().ups;
-        let mut wait = self.jittered();
+        let mut due = Instant::now() + self.jittered();
         loop {
             tokio::select! {
                 biased;
@@ -213,10 +226,12 @@ impl Presence {
                         return;
                     }
                 }
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(due) => {}
+                // The past waits for the present: what this one breaks off is told again.
+                () = self.changes.tell(&self.bus, &self.identity) => continue,
             }
             self.part();
-            wait = match self.speak(self.condition()).await {
+            let wait = match self.speak_after().await {
                 Ok(()) => {
                     self.rest.look(&self.counters.begun);
                     self.jittered()
@@ -227,6 +242,7 @@ impl Presence {
                     RETRY
                 }
             };
+            due = Instant::now() + wait;
         }
     }
 
@@ -254,6 +270,7 @@ impl Presence {
             self.floor.store(0, Ordering::Relaxed);
             self.heard.forget();
         }
+        let stored_at = found.as_ref().map(|found| found.stored_at);
         let sign = found.and_then(|found| self.own_sign(&found));
         if let Some(other) = sign.as_ref().filter(|sign| sign.boot != self.identity.boot) {
             // Also if it is gone: what it did, the journal does not know. Noted before its sign counts as known.
@@ -261,6 +278,7 @@ impl Presence {
             self.others.fetch_add(1, Ordering::Release);
         }
         self.revision.store(sequence, Ordering::Relaxed);
+        self.found = sign.as_ref().zip(stored_at).map(|(sign, stored_at)| Before::of(sign, stored_at));
         match sign {
             Some(other) if twin::is_twin(&other, self.identity.boot) => {
                 self.meet(&other);
@@ -269,6 +287,33 @@ impl Presence {
             }
             _ => Duration::ZERO,
         }
+    }
+
+    /// Speaks; if that may be a change for those who look, with a look at what stood there before.
+    async fn speak_after(&mut self) -> Result<(), BusError> {
+        let (condition, reason) = (self.condition(), self.complaint());
+        let look = self.changes.is_due(condition, reason.as_deref(), self.interval);
+        // What was found when another spoke stands there still, or this sign is refused as well.
+        let before = match self.found.take() {
+            None if look => self.last_sign().await?,
+            found => found,
+        };
+        self.speak(condition).await?;
+        if look {
+            self.changes.spoken_after(before, self.said(condition, reason));
+        } else {
+            self.changes.spoken();
+        }
+        Ok(())
+    }
+
+    fn said(&self, condition: Condition, reason: Option<String>) -> Said {
+        Said { condition, reason, interval: self.interval, revision: self.revision.load(Ordering::Relaxed) }
+    }
+
+    async fn last_sign(&self) -> Result<Option<Before>, BusError> {
+        let found = self.bus.kv_get(kv::PRESENCE, self.identity.me.name.as_str()).await?;
+        Ok(found.and_then(|found| Some(Before::of(&self.own_sign(&found)?, found.stored_at))))
     }
 
     async fn speak(&mut self, condition: Condition) -> Result<(), BusError> {
@@ -292,9 +337,12 @@ impl Presence {
             outbox: self.counters.outbox.load(Ordering::Relaxed),
             limits: self.limits(),
             audit: self.processes.audit().end(),
+            rtt_ms: self.rtt_ms,
         };
         let revision = self.revision.load(Ordering::Relaxed);
+        let begun = Instant::now();
         let stored = put(&self.bus, &sign, &self.identity.pair, revision).await?;
+        self.rtt_ms = u32::try_from(begun.elapsed().as_millis()).ok();
         self.revision.store(stored, Ordering::Relaxed);
         Ok(())
     }

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use bus::{Bus, Credentials, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
 use message::{Addressee, InstanceId, PublicKey, State, Trust};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{self, Audit};
 use crate::begin::Beginner;
+use crate::changes::Changes;
 use crate::config::{Config, EventSource, Link};
 use crate::counters::Counters;
 use crate::facts;
@@ -30,7 +31,7 @@ use crate::presence::Presence;
 use crate::process::{Processes, Task};
 use crate::renewal::Tokens;
 use crate::rest::{self, GiveBack, Rest};
-use crate::source::{self, FileSource};
+use crate::source::{self, Keep, Source};
 use crate::trust::Trusted;
 use crate::twin;
 
@@ -225,6 +226,9 @@ pub(crate) async fn live(
         others: Arc::clone(&others),
         heard: Arc::clone(&heard),
         rest: Rest::new(give_back),
+        changes: Changes::default(),
+        found: None,
+        rtt_ms: None,
     };
     start_default_processes(&processes);
     presence.claim(&cancel).await?;
@@ -238,23 +242,22 @@ pub(crate) async fn live(
     let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
-    let ready = Arc::new(Notify::new());
+    let keep = Keep::new(journal.clone(), identity.me.name.clone(), opened.event_row);
     for event in events {
-        let file = FileSource::new(event, journal.clone(), identity.me.name.clone(), Arc::clone(&ready));
-        processes.add_source(file.status());
+        let source = Source::new(event, Arc::clone(&keep));
+        processes.add_source(source.status());
         let stop = stop.clone();
         tasks.spawn(async move {
-            file.run(stop.clone()).await;
+            source.run(stop.clone()).await;
             // A source that fails says so in `ps`; the others go on.
             stop.cancelled().await;
             ("events", Ok(()))
         });
     }
     {
-        let (bus, journal, identity, ready) = (bus.clone(), journal.clone(), Arc::clone(&identity), ready);
-        let stop = stop.clone();
+        let (bus, identity, stop) = (bus.clone(), Arc::clone(&identity), stop.clone());
         tasks.spawn(async move {
-            source::publish(bus, journal, identity, ready, stop).await;
+            source::publish(bus, keep, identity, stop).await;
             ("publish events", Ok(()))
         });
     }

@@ -65,7 +65,6 @@ impl Stream {
 }
 
 struct Consumer {
-    start: u64,
     next: u64,
     delivered: u64,
 }
@@ -403,7 +402,10 @@ impl Net {
             } else {
                 panic!("the simulated broker does not know the call {call}");
             }
-        } else if packet.subject.starts_with("$KV.PRESENCE.") || packet.subject.contains(".audit.") {
+        } else if packet.subject.starts_with("$KV.HISTORY.") {
+            // A bucket has numbers of its own; nobody here reads this one.
+            Some(json!({"stream": "KV_HISTORY", "seq": 1}).into())
+        } else if packet.subject.starts_with("$KV.") || packet.subject.contains(".audit.") {
             Some(self.put(packet).into())
         } else {
             Some(self.store_reply(packet).into())
@@ -451,14 +453,10 @@ impl Net {
 
     fn create(&mut self, name: &str, body: &Value) -> Value {
         let start = body["config"]["opt_start_seq"].as_u64().unwrap_or(1);
-        match self.consumers.get(name) {
-            // As the broker does: it goes on where it was.
-            Some(found) if found.start != start => return error(400, 10012, "deliver policy can not be updated"),
-            Some(_) => {}
-            None => {
-                self.consumers.insert(name.to_owned(), Consumer { start, next: start, delivered: 0 });
-            }
+        if self.consumers.contains_key(name) {
+            return error(400, 10148, "consumer already exists");
         }
+        self.consumers.insert(name.to_owned(), Consumer { next: start, delivered: 0 });
         json!({"num_pending": self.pending(name), "ts": time(self.now)})
     }
 

@@ -1,0 +1,149 @@
+//! From records to batches in the journal: numbered, compressed, and on disk together with how far their source was read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bus::clock;
+use journal::{EventRow, Journal, JournalError, Write};
+use message::event::{EventHead, pack};
+use message::subject::Kind;
+use message::{InstanceId, NodeName, Subject, Timestamp, Token, WIRE_VERSION};
+use tokio::sync::{Mutex, Notify};
+
+/// The most bytes of encoded records in one batch. Also what does not compress has to fit the broker's largest message.
+pub(super) const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// The most batches that wait in the journal; beyond it sources are not read on.
+const BATCHES_MAX: u64 = 1024;
+
+/// To whom events of a source are told, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) to: NodeName,
+    pub(crate) method: Token,
+    pub(crate) domain: Token,
+}
+
+/// Encoded records, each ended by a line end, in pieces that make a batch each.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    batches: Vec<(Vec<u8>, u32)>,
+}
+
+impl Records {
+    /// Adds one, which `write` appends to what it is given.
+    pub(crate) fn push(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if self.batches.last().is_none_or(|(bytes, _)| bytes.len() >= BATCH_BYTES_MAX / 2) {
+            self.batches.push((Vec::new(), 0));
+        }
+        if let Some((bytes, count)) = self.batches.last_mut() {
+            write(bytes);
+            *count += 1;
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// How many bytes there are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.batches.iter().map(|(bytes, _)| bytes.len()).sum()
+    }
+}
+
+/// The way of all sources into the journal.
+pub(crate) struct Keep {
+    journal: Journal,
+    node: NodeName,
+    /// Numbers are those of this run: a journal that was set back would give some of them again.
+    run: InstanceId,
+    /// Of the last row. Held while it is written: whoever publishes must never find a number before a smaller one.
+    last: Mutex<u64>,
+    ready: Arc<Notify>,
+    waiting: AtomicU64,
+}
+
+impl Keep {
+    pub(crate) fn new(journal: Journal, node: NodeName, last: u64) -> Arc<Self> {
+        let waiting = journal.event_count().unwrap_or_default();
+        Arc::new(Self {
+            journal,
+            node,
+            run: clock::instance_id(),
+            last: Mutex::new(last),
+            ready: Arc::default(),
+            waiting: AtomicU64::new(waiting),
+        })
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Something was added.
+    pub(super) fn ready(&self) -> &Notify {
+        &self.ready
+    }
+
+    /// Whether as much waits for the broker as may.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) >= BATCHES_MAX
+    }
+
+    pub(super) fn sent(&self, batches: u64) {
+        let _ = self
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| Some(waiting.saturating_sub(batches)));
+    }
+
+    /// Keeps records, and with them how far `source` was read; on disk when it returns.
+    ///
+    /// # Errors
+    /// [`JournalError`]; nothing was kept then.
+    pub(crate) async fn keep(
+        &self,
+        told: &Told,
+        source: &str,
+        position: Option<String>,
+        records: &Records,
+    ) -> Result<(), JournalError> {
+        let mut last = self.last.lock().await;
+        let (created, mut next, mut rows) = (clock::now(), *last, Vec::new());
+        for (bytes, count) in &records.batches {
+            next += 1;
+            rows.push(self.row(told, created, next, bytes, *count));
+        }
+        let batches = rows.len() as u64;
+        self.journal.commit(vec![Write::Events { source: source.to_owned(), position, rows }]).await?;
+        *last = next;
+        drop(last);
+        self.waiting.fetch_add(batches, Ordering::Relaxed);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    fn row(&self, told: &Told, created: Timestamp, row: u64, records: &[u8], count: u32) -> EventRow {
+        let id = clock::message_id();
+        let Told { to, method, domain } = told.clone();
+        let subject = Subject::event(to.clone(), method.clone(), domain.clone()).to_string();
+        let head = EventHead {
+            v: WIRE_VERSION,
+            kind: Kind::Event,
+            id,
+            from: self.node.clone(),
+            to,
+            method,
+            domain,
+            created,
+            count,
+            journal: Some(self.run),
+            row: Some(row),
+        };
+        // Writing it to memory cannot fail: it has text keys and no foreign serializers.
+        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(records);
+        let (payload, encoding) = pack(bytes);
+        EventRow { row, subject, id, encoding: encoding.map(str::to_owned), payload }
+    }
+}
