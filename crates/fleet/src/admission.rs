@@ -346,6 +346,14 @@ impl Fleet {
             (Decision::Accepted, Some(keys)) => Some(keys.node_jwt(knock.name.as_str(), knock.key.as_str())?),
             _ => None,
         };
+        let client = match (&jwt, &knock.tls_key) {
+            // A key that is none is the unit's affair: it gets in where no certificate is asked for.
+            (Some(_), Some(key)) => self.context().client_cert(&knock.name, key).unwrap_or_else(|error| {
+                tracing::warn!(%error, node = %knock.name, "it gets no certificate");
+                None
+            }),
+            _ => None,
+        };
         let admission = Admission {
             v: WIRE_VERSION,
             kind: AdmissionKind::Admission,
@@ -354,6 +362,7 @@ impl Fleet {
             name: knock.name.clone(),
             key: knock.key.clone(),
             jwt,
+            client,
             trust: answers.trust.clone(),
             policy: answers.policy.clone(),
             by: answers.by.clone(),

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use message::{NodeName, PublicKey};
+use bus::tls::TlsError;
+use data_encoding::BASE64;
+use message::{NodeName, PublicKey, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::error::FleetError;
@@ -225,12 +227,30 @@ impl Context {
     /// A certificate for the client `name` and its key, as PEM, where the broker shows one of this home's own authority; it is
     /// of use where the broker asks for it.
     pub(crate) fn client_pem(&self, name: &NodeName) -> Result<Option<String>, FleetError> {
+        self.certificate(|home| bus::tls::client(home, name.as_str()))
+    }
+
+    /// The same for all who come by a token, which ends with it.
+    pub(crate) fn door_pem(&self, token: &str, until: Timestamp) -> Result<Option<String>, FleetError> {
+        self.certificate(|home| bus::tls::client_until(home, &format!("token {token}"), until.as_ms().div_euclid(1000)))
+    }
+
+    /// The same for one who has made his key himself, in base64: the certificate alone.
+    pub(crate) fn client_cert(&self, name: &NodeName, key: &str) -> Result<Option<String>, FleetError> {
+        // What is none is found to be none by its length.
+        let key = BASE64.decode(key.as_bytes()).unwrap_or_default();
+        self.certificate(|home| bus::tls::client_with_key(home, name.as_str(), &key))
+    }
+
+    fn certificate(
+        &self,
+        make: impl FnOnce(&Path) -> Result<Option<String>, TlsError>,
+    ) -> Result<Option<String>, FleetError> {
         let tls = self.home.join("tls");
         if self.ca.as_ref() != Some(&tls.join("ca.pem")) {
             return Ok(None);
         }
-        bus::tls::client(&self.home, name.as_str())
-            .map_err(|error| FleetError::File { path: tls.join("ca.key"), reason: error.to_string() })
+        make(&self.home).map_err(|error| FleetError::File { path: tls.join("ca.key"), reason: error.to_string() })
     }
 
     /// Has a command print the private key from now on: once it has given the right one, the file of credentials is left with

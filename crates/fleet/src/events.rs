@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use bus::{Headers, Message, Scan, Start, clock};
 use bytes::Bytes;
-use message::event::{BATCH_BYTES_MAX, EventHead};
-use message::{EventBatch, EventRecord, Kind, MessageId, NodeName, Pattern, PublicKey, Timestamp, Token, WIRE_VERSION};
+use data_encoding::BASE64;
+use message::event::{BATCH_BYTES_MAX, ENCODING_HEADER, EventHead, pack, unpack};
+use message::order::DEFAULT_DOMAIN;
+use message::{
+    EventBatch, EventRecord, Kind, MessageId, NodeName, Pattern, PublicKey, Subject, Timestamp, Token, WIRE_VERSION,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,6 +24,10 @@ use lines::Arrived;
 
 /// The stream of events.
 const EVENTS: &str = "EVENTS";
+/// The method of events that could not be used as what they were.
+pub const DEAD_LETTER: &str = "deadletter";
+/// So much of what could not be used is kept.
+const DEAD_LETTER_BYTES_MAX: usize = 16 * 1024;
 /// After how long a node's key is looked up again: it may have been enrolled anew, or thrown out.
 const KEY_AGE_MAX: Duration = Duration::from_secs(30);
 /// So many nodes' keys are remembered.
@@ -75,6 +83,84 @@ pub struct EventLine {
     pub record: Map<String, Value>,
 }
 
+/// A message of the stream of events, for one who keeps what he receives.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// When the broker stored it.
+    pub stored: Timestamp,
+    /// The subject that it came on.
+    pub subject: String,
+    /// The exact payload.
+    pub payload: Bytes,
+    /// What is in it, if a node of the fleet, or an operator for the station, has signed it; else the reason why not.
+    pub batch: Result<ReceivedBatch, String>,
+}
+
+/// A batch of which it is proven who reports it.
+#[derive(Debug, Clone)]
+pub struct ReceivedBatch {
+    /// Who reports what to whom.
+    pub head: EventHead,
+    /// The records, each a line of JSON: `{"at": …, "record": {…}}`.
+    pub records: Bytes,
+}
+
+impl ReceivedBatch {
+    fn open(payload: &[u8], encoding: Option<&str>, subject: &str) -> Result<Self, String> {
+        let bytes = unpack(payload, encoding).map_err(|error| error.to_string())?;
+        let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it is no batch of events")?;
+        let (head, rest) = bytes.split_at(end);
+        let head: EventHead =
+            serde_json::from_slice(head).map_err(|error| format!("it is no batch of events: {error}"))?;
+        if head.v != WIRE_VERSION || head.kind != Kind::Event {
+            return Err("it is no batch of events of this version".into());
+        }
+        if Subject::event(head.to.clone(), head.method.clone(), head.domain.clone()).to_string() != subject {
+            return Err("it was made for another subject".into());
+        }
+        Ok(Self { head, records: Bytes::copy_from_slice(rest.get(1..).unwrap_or_default()) })
+    }
+
+    /// The last records, as those of a proven reporter.
+    fn newest(&self, subject: &str, most: usize) -> Newest {
+        let head = &self.head;
+        let mut last: Vec<&[u8]> =
+            self.records.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty()).take(most).collect();
+        last.reverse();
+        let first = usize::try_from(head.count).unwrap_or(usize::MAX).saturating_sub(last.len());
+        let read = |(index, line): (usize, &&[u8])| {
+            let record: EventRecord = serde_json::from_slice(line).ok()?;
+            Some(EventLine {
+                subject: subject.to_owned(),
+                from: Some(head.from.clone()),
+                to: head.to.clone(),
+                method: head.method.clone(),
+                domain: head.domain.clone(),
+                at: record.at,
+                id: format!("{}-{}", head.id, first + index),
+                record: record.record,
+            })
+        };
+        Newest { count: u64::from(head.count), lines: last.iter().enumerate().filter_map(read).collect() }
+    }
+
+    /// The records, one by one.
+    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        self.records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+    }
+}
+
+/// The newest records of a message, and how many there are in it.
+#[derive(Debug, Clone, Default)]
+pub struct Newest {
+    /// How many records there are.
+    pub count: u64,
+    /// The last of them, in their order.
+    pub lines: Vec<EventLine>,
+}
+
 /// Events, one record after the other.
 pub struct Events {
     fleet: Fleet,
@@ -123,6 +209,66 @@ impl Events {
         }
     }
 
+    /// The next message whole, whatever is in it; the filter's `from` and `grep` do not count. `None` when all are read and it
+    /// does not follow. May be cancelled at any time.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be read any more.
+    pub async fn next_message(&mut self) -> Result<Option<Received>, FleetError> {
+        let message = match &self.held {
+            Some(message) => message.clone(),
+            None => match self.source.next().await? {
+                Some(message) => self.held.insert(message).clone(),
+                None => return Ok(None),
+            },
+        };
+        let opened = ReceivedBatch::open(&message.payload, message.header(ENCODING_HEADER), &message.subject);
+        let batch = match (opened, message.signer()) {
+            (Err(reason), _) => Err(reason),
+            (Ok(_), Err(error)) => Err(error.to_string()),
+            (Ok(batch), Ok(signer)) => {
+                if self.speaks_for(&signer, &batch.head.from, message.stored_at).await? {
+                    Ok(batch)
+                } else {
+                    Err(format!("{signer} has signed it, who does not speak for {}", batch.head.from))
+                }
+            }
+        };
+        self.held = None;
+        let Message { sequence, stored_at: stored, subject, payload, .. } = message;
+        Ok(Some(Received { sequence, stored, subject, payload, batch }))
+    }
+
+    /// The next message, of which only the `most` last records are read: for one who shows the newest ones, however many come.
+    /// Of the filter only what the subject tells counts. `None` when all are read and it does not follow. May be cancelled at
+    /// any time.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be read any more.
+    pub async fn next_newest(&mut self, most: usize) -> Result<Option<Newest>, FleetError> {
+        let message = match &self.held {
+            Some(message) => message.clone(),
+            None => match self.source.next().await? {
+                Some(message) => self.held.insert(message).clone(),
+                None => return Ok(None),
+            },
+        };
+        let opened = ReceivedBatch::open(&message.payload, message.header(ENCODING_HEADER), &message.subject);
+        let newest = match (opened, message.signer()) {
+            (Ok(batch), Ok(signer)) if self.speaks_for(&signer, &batch.head.from, message.stored_at).await? => {
+                batch.newest(&message.subject, most)
+            }
+            _ => {
+                let lines = self.read(&message).await?;
+                let count = u64::try_from(lines.len()).unwrap_or(u64::MAX);
+                let left_out = lines.len().saturating_sub(most);
+                Newest { count, lines: lines.into_iter().skip(left_out).collect() }
+            }
+        };
+        self.held = None;
+        Ok(Some(newest))
+    }
+
     async fn read(&mut self, message: &Message) -> Result<Vec<EventLine>, FleetError> {
         let arrived = Arrived {
             subject: &message.subject,
@@ -130,6 +276,7 @@ impl Events {
             sequence: message.sequence,
             stored_at: message.stored_at,
             id: message.header("Nats-Msg-Id"),
+            encoding: message.header(ENCODING_HEADER),
         };
         let batch = arrived.batch();
         let proven = match (&batch, message.signer()) {
@@ -188,6 +335,59 @@ impl Fleet {
         Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, voices })
     }
 
+    /// Goes on reading behind a message of the stream, for one who keeps what he receives.
+    ///
+    /// # Errors
+    /// As [`Fleet::events`].
+    pub async fn receive(&self, filter: &EventFilter, after: u64) -> Result<Events, FleetError> {
+        check(filter)?;
+        let start = if after == 0 { Start::First } else { Start::Sequence(after + 1) };
+        let source = Source::Growing(Box::new(Steady::open(self.bus(), EVENTS, vec![filter.subject()], start).await?));
+        let (lines, voices) = (VecDeque::new(), HashMap::new());
+        Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, voices })
+    }
+
+    /// Puts aside what cannot be used: on `<node>.event.deadletter.<domain>` of this context's node, with the reason. It is not
+    /// signed: nobody vouches for it.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker does not take it.
+    pub async fn put_aside(&self, received: &Received, reason: &str) -> Result<(), FleetError> {
+        let domain = received.subject.rsplit('.').next().and_then(|domain| Token::domain(domain).ok());
+        let domain = domain.map_or_else(|| DEFAULT_DOMAIN.to_owned(), |domain| domain.to_string());
+        let subject = format!("{}.event.{DEAD_LETTER}.{domain}", self.context().node);
+        let payload = received.payload.get(..received.payload.len().min(DEAD_LETTER_BYTES_MAX)).unwrap_or_default();
+        let letter = serde_json::json!({
+            "message": reason,
+            "subject": received.subject,
+            "sequence": received.sequence,
+            "stored": received.stored,
+            "payload_base64": BASE64.encode(payload),
+            "payload_bytes": received.payload.len(),
+        });
+        // The same for the same message: told again after a crash, it counts once.
+        let id = format!("dead-{}-{}", received.sequence, received.stored.as_ms());
+        let headers = Headers::new().with_id(&id);
+        self.bus().publish(&subject, headers, Bytes::from(letter.to_string())).await?;
+        Ok(())
+    }
+
+    /// How many bytes of events the broker has stored.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked.
+    pub async fn stored_events_bytes(&self) -> Result<u64, FleetError> {
+        Ok(self.bus().stream_bytes(EVENTS).await?)
+    }
+
+    /// Which store of the broker this is: sequences of another one mean something else.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker cannot be asked.
+    pub async fn epoch(&self) -> Result<Option<String>, FleetError> {
+        Ok(self.bus().epoch().await?)
+    }
+
     /// Reports records to `to`, signed with this identity in the name of the context's node. Returns the ids of
     /// the batches.
     ///
@@ -216,14 +416,20 @@ impl Fleet {
                 domain: domain.clone(),
                 created,
                 count: u32::try_from(records.len()).unwrap_or(u32::MAX),
+                journal: None,
+                row: None,
             };
             batches.push(EventBatch { head, records });
         }
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut ids = Vec::new();
         for batch in batches {
-            let (subject, bytes) = (batch.subject().to_string(), Bytes::from(batch.to_bytes()));
-            let headers = Headers::from(batch.head.id).sealed(&self.seal(&bytes)?);
+            let (bytes, encoding) = pack(batch.to_bytes());
+            let (subject, bytes) = (batch.subject().to_string(), Bytes::from(bytes));
+            let mut headers = Headers::from(batch.head.id).sealed(&self.seal(&bytes)?);
+            if let Some(encoding) = encoding {
+                headers = headers.with(ENCODING_HEADER, encoding);
+            }
             retrying(deadline, || self.bus().publish(&subject, headers.clone(), bytes.clone())).await?;
             ids.push(batch.head.id);
         }

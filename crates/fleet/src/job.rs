@@ -8,10 +8,12 @@ mod stored;
 mod view;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use bus::{Scan, Start};
-use message::{JobId, NodeName, State, Timestamp, Token};
+use message::{JobId, NodeName, NodeRecord, State, Timestamp, Token};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::connection::Fleet;
 use crate::error::FleetError;
@@ -23,6 +25,9 @@ pub(crate) use stored::{StoredJob, open_record};
 use view::Arrival;
 pub use view::JobView;
 
+/// Between two looks whether a node whose answer is waited for was revoked, or has another key; and of how many at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(20);
+const LOOKED_AT_MAX: usize = 64;
 /// The stream of answers and output.
 pub(crate) const REPLIES: &str = "REPLIES";
 
@@ -82,16 +87,42 @@ pub enum Update {
 
 /// Follows a job.
 pub struct Follow {
+    fleet: Fleet,
     messages: Feed,
     view: JobView,
+    gather: Gather,
     updates: VecDeque<Update>,
+    /// When it is looked for nodes that will never answer.
+    look: Instant,
 }
 
 impl Follow {
     async fn open(fleet: &Fleet, view: JobView, gather: Gather) -> Result<Self, FleetError> {
-        let filters = filters(&view.record.job, gather);
-        let messages = Feed::steady(fleet.bus(), filters).await?;
-        Ok(Self { messages, view, updates: VecDeque::new() })
+        let messages = Feed::steady(fleet.bus(), filters(&view.record.job, gather)).await?;
+        let mut follow = Self::new(fleet, messages, view, gather);
+        let silencing = fleet.silencing(follow.view.addressees()).await?;
+        follow.conclude(&silencing).await?;
+        Ok(follow)
+    }
+
+    fn new(fleet: &Fleet, messages: Feed, view: JobView, gather: Gather) -> Self {
+        let look = Instant::now() + LOOK_INTERVAL;
+        Self { fleet: fleet.clone(), messages, view, gather, updates: VecDeque::new(), look }
+    }
+
+    /// Ends the orders of nodes whose word counts no more, once all that they said before is folded in. May be cancelled at
+    /// any time: it is begun anew.
+    async fn conclude(&mut self, silencing: &[NodeRecord]) -> Result<(), FleetError> {
+        if self.view.silence(silencing) {
+            let filters = filters(&self.view.record.job, self.gather);
+            let mut scan = Scan::open(self.fleet.bus(), REPLIES, &filters, Start::First).await?;
+            while let Some(message) = scan.next().await? {
+                self.updates.extend(self.view.apply(&Arrival::from(&message)));
+            }
+            self.updates.extend(self.view.conclude());
+        }
+        self.look = Instant::now() + LOOK_INTERVAL;
+        Ok(())
     }
 
     /// The next thing that becomes known, or `None` once every node is settled. May be cancelled at any time.
@@ -106,8 +137,14 @@ impl Follow {
             if self.view.settled() {
                 return Ok(None);
             }
-            let message = self.messages.next().await?;
-            self.updates.extend(self.view.apply(&Arrival::from(&message)));
+            tokio::select! {
+                message = self.messages.next() => self.updates.extend(self.view.apply(&Arrival::from(&message?))),
+                () = tokio::time::sleep_until(self.look) => {
+                    let open = self.view.unsettled(LOOKED_AT_MAX);
+                    let silencing = self.fleet.silencing(open.iter().map(|(name, key)| (name, key))).await?;
+                    self.conclude(&silencing).await?;
+                }
+            }
         }
     }
 
@@ -152,14 +189,24 @@ pub struct JobSummary {
     pub retry_of: Option<JobId>,
 }
 
+impl JobSummary {
+    /// An order went from one state to another.
+    pub fn count(&mut self, before: State, after: State) {
+        if let Some(count) = self.counts.get_mut(&before) {
+            *count = count.saturating_sub(1);
+        }
+        *self.counts.entry(after).or_insert(0) += 1;
+        self.counts.retain(|_, count| *count > 0);
+    }
+}
+
 impl Fleet {
     /// Follows a job from its beginning; all that is stored of it comes first.
     ///
     /// # Errors
     /// [`FleetError::NoJob`] when there is none, [`FleetError::Job`] when its record is not signed by an operator.
     pub async fn follow(&self, job: &JobId, gather: Gather) -> Result<Follow, FleetError> {
-        let mut view = self.stored_job(job).await?.view(gather);
-        view.silence(&self.revoked(view.nodes.keys()).await?);
+        let view = self.stored_job(job).await?.view(gather);
         Follow::open(self, view, gather).await
     }
 
@@ -182,8 +229,7 @@ impl Fleet {
             return Ok((placed, follow));
         }
         let view = JobView::new(placed.record.clone(), &placed.expected, placed.max_output, gather);
-        let follow = Follow { messages: Feed::Live(Box::new(live)), view, updates: VecDeque::new() };
-        Ok((placed, follow))
+        Ok((placed, Follow::new(self, Feed::Live(Box::new(live)), view, gather)))
     }
 
     /// Follows a job that was just ordered.
@@ -201,11 +247,33 @@ impl Fleet {
     /// As [`Fleet::follow`].
     pub async fn job(&self, job: &JobId, gather: Gather) -> Result<JobView, FleetError> {
         let mut view = self.stored_job(job).await?.view(gather);
-        view.silence(&self.revoked(view.nodes.keys()).await?);
-        let mut scan = Scan::open(self.bus(), REPLIES, &filters(job, gather), Start::First).await?;
+        self.read_answers(&mut view, &filters(job, gather)).await?;
+        Ok(view)
+    }
+
+    /// How a job stands now at one of its nodes: a view with that node alone, read without the answers of the others.
+    ///
+    /// # Errors
+    /// As [`Fleet::follow`]; [`FleetError::NoMatch`] when the job is not for that node.
+    pub async fn job_at(&self, job: &JobId, node: &NodeName, gather: Gather) -> Result<JobView, FleetError> {
+        let mut view = self.stored_job(job).await?.view_of(node, gather);
+        if view.nodes.is_empty() {
+            return Err(FleetError::NoMatch { message: format!("job {job} is not for {node}") });
+        }
+        let filters: Vec<String> =
+            filters(job, gather).iter().map(|filter| format!("{}{node}", filter.trim_end_matches('*'))).collect();
+        self.read_answers(&mut view, &filters).await?;
+        Ok(view)
+    }
+
+    async fn read_answers(&self, view: &mut JobView, filters: &[String]) -> Result<(), FleetError> {
+        let silencing = self.silencing(view.addressees()).await?;
+        view.silence(&silencing);
+        let mut scan = Scan::open(self.bus(), REPLIES, filters, Start::First).await?;
         while let Some(message) = scan.next().await? {
             view.apply(&Arrival::from(&message));
         }
-        Ok(view)
+        view.conclude();
+        Ok(())
     }
 }

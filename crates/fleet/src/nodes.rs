@@ -1,12 +1,14 @@
 //! The fleet: who belongs to it, how each stands, and who is meant by a target.
 
 mod belief;
+mod history;
 mod select;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bus::keys::Role;
-use bus::kv::{FACTS, NODES, PRESENCE, is_deletion};
+use bus::kv::{FACTS, NODES, PRESENCE, is_deletion, key_of};
 use bus::{BusError, Message, Scan, Start};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -23,6 +25,8 @@ use crate::error::FleetError;
 use crate::revoke::cut_off;
 use belief::{BrokerClock, Written};
 pub(crate) use belief::{natural, near};
+pub use history::NodeHistory;
+pub use select::known;
 
 /// Up to so many names are read one by one; for more, the whole fleet is read at once.
 const EXACT_MAX: usize = 64;
@@ -32,8 +36,6 @@ const VERIFY_BATCH: usize = 512;
 const CONFLICTS_MAX: u32 = 5;
 /// JetStream's code for a stream that does not exist.
 const NO_SUCH_STREAM: u64 = 10059;
-/// The field of a record that says that a node was thrown out.
-const REVOKED: &[u8] = b"\"revoked\"";
 /// The stream in the broker's memory that tells when the broker started, and its subject.
 const BOOT: (&str, &str) = ("BOOT", "steward.boot");
 
@@ -84,7 +86,22 @@ impl Node {
             "facts": self.facts.as_ref().map_or_else(|| json!({}), |told| told.facts.clone()),
             "version": self.sign.as_ref().map(|sign| &sign.version),
             "processes": self.sign.as_ref().map_or(0, |sign| sign.processes),
+            "rtt_ms": self.rtt_ms(),
+            "clock_offset_ms": self.clock_offset_ms(),
         })
+    }
+
+    /// How long its last question to the broker took, there and back, in milliseconds.
+    pub fn rtt_ms(&self) -> Option<u32> {
+        self.sign.as_ref()?.rtt_ms
+    }
+
+    /// By how many milliseconds its clock was ahead of the broker's at its last life sign: what it wrote there, beside the
+    /// time of storing it. The way there is taken for half of the round trip, if that is known.
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        let (sign, stored) = (self.sign.as_ref()?, self.last_seen?);
+        let way = i64::from(sign.rtt_ms.unwrap_or(0) / 2);
+        Some(sign.at.as_ms().saturating_add(way).saturating_sub(stored.as_ms()))
     }
 }
 
@@ -307,21 +324,29 @@ impl Fleet {
         Ok(record.map(|record| (record.key, record.revoked)))
     }
 
-    /// Which of `names` were revoked, with their keys and since when.
-    pub(crate) async fn revoked<'a>(
+    /// The records by which one of `addressees`, nodes with the keys that orders are addressed to, has no word any more:
+    /// revoked, or under another key.
+    pub(crate) async fn silencing<'a>(
         &self,
-        names: impl ExactSizeIterator<Item = &'a NodeName>,
+        addressees: impl Iterator<Item = (&'a NodeName, &'a PublicKey)>,
     ) -> Result<Vec<NodeRecord>, FleetError> {
-        let records = if names.len() <= EXACT_MAX {
-            let read = names.map(|name| async move { self.bus().kv_get(NODES, name.as_str()).await });
+        let mut keys: HashMap<&str, Vec<&PublicKey>> = HashMap::new();
+        for (name, key) in addressees {
+            keys.entry(name.as_str()).or_default().push(key);
+        }
+        let records = if keys.len() <= EXACT_MAX {
+            let read = keys.keys().map(|name| async move { self.bus().kv_get(NODES, name).await });
             try_join_all(read).await?.into_iter().flatten().collect()
         } else {
             self.bucket(NODES).await?
         };
-        // Nearly none is; only those are worth a look at the signature.
-        let says_so = |message: &&Message| message.payload.windows(REVOKED.len()).any(|bytes| bytes == REVOKED);
-        let believed = records.iter().filter(says_so).filter_map(|message| self.believe(message).ok());
-        Ok(believed.filter(|record| record.revoked.is_some()).collect())
+        // Nearly none does; only those that do are worth a look at the signature.
+        let silences = |message: &&Message| {
+            let Some(keys) = keys.get(key_of(&message.subject)).filter(|_| !is_deletion(message)) else { return false };
+            let record = serde_json::from_slice::<NodeRecord>(&message.payload);
+            record.is_ok_and(|record| keys.iter().any(|key| record.silenced(key).is_some()))
+        };
+        Ok(records.iter().filter(silences).filter_map(|message| self.believe(message).ok()).collect())
     }
 
     pub(crate) fn believe(&self, written: &Message) -> Result<NodeRecord, FleetError> {

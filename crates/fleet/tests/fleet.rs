@@ -125,6 +125,7 @@ impl PlayedNode {
             outbox: 0,
             limits: Vec::new(),
             audit: None,
+            rtt_ms: None,
         };
         let bytes = Bytes::from(serde_json::to_vec(&sign).unwrap());
         let seal = Seal::over(&bytes, &self.pair).unwrap();
@@ -396,6 +397,8 @@ async fn events_tell_who_is_proven_to_have_reported_them() {
         domain,
         created: Timestamp::from_ms(0),
         count: 1,
+        journal: None,
+        row: None,
     };
     let records = vec![message::EventRecord { at: Timestamp::from_ms(1), record: record("from the ship") }];
     let batch = message::EventBatch { head, records };

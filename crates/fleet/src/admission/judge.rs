@@ -115,6 +115,7 @@ mod tests {
             token: id(token),
             name: NodeName::new(name).unwrap(),
             key: key(seed),
+            tls_key: None,
             version: "0.1.0".into(),
             at: Timestamp::default(),
         };

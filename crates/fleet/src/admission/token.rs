@@ -88,6 +88,7 @@ impl Fleet {
             id,
             server: self.context().server.clone(),
             ca: self.context().ca_pem()?,
+            client: self.context().door_pem(&short(&id), expires)?,
             root: self.context().root.clone(),
             serial: self.trust().serial,
             account: account.clone(),

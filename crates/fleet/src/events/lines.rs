@@ -1,6 +1,7 @@
 //! From a stored message to the records in it. Pure.
 
 use bytes::Bytes;
+use message::event::unpack;
 use message::{EventBatch, Kind, NodeName, Subject, Timestamp};
 use serde_json::{Map, Value};
 
@@ -15,12 +16,15 @@ pub(super) struct Arrived<'a> {
     pub(super) stored_at: Timestamp,
     /// The id that its sender gave it.
     pub(super) id: Option<&'a str>,
+    /// How it is compressed, if it is.
+    pub(super) encoding: Option<&'a str>,
 }
 
 impl Arrived<'_> {
     /// The batch, if it is one that was made for the subject that it came on.
     pub(super) fn batch(&self) -> Option<EventBatch> {
-        EventBatch::parse(self.payload).ok().filter(|batch| batch.subject().to_string() == self.subject)
+        let bytes = unpack(self.payload, self.encoding).ok()?;
+        EventBatch::parse(&bytes).ok().filter(|batch| batch.subject().to_string() == self.subject)
     }
 
     /// The records. With `proven` the batch's word counts for who, when and which; without it nothing does.
@@ -83,7 +87,7 @@ impl EventFilter {
     }
 
     /// Whether a record is wanted.
-    pub(super) fn wants(&self, line: &EventLine) -> bool {
+    pub fn wants(&self, line: &EventLine) -> bool {
         let globbed =
             |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|glob| glob::matches(glob, text));
         self.from.as_ref().is_none_or(|wanted| line.from.as_ref().is_some_and(|from| wanted.matches(from)))
@@ -128,6 +132,8 @@ mod tests {
                 domain: Token::domain("nginx").unwrap(),
                 created: Timestamp::from_ms(0),
                 count: 2,
+                journal: None,
+                row: None,
             },
             records: vec![
                 EventRecord { at: Timestamp::from_ms(1), record: record("GET /") },
@@ -137,7 +143,7 @@ mod tests {
     }
 
     fn arrived<'a>(subject: &'a str, payload: &'a Bytes) -> Arrived<'a> {
-        Arrived { subject, payload, sequence: 7, stored_at: Timestamp::from_ms(5), id: None }
+        Arrived { subject, payload, sequence: 7, stored_at: Timestamp::from_ms(5), id: None, encoding: None }
     }
 
     const SUBJECT: &str = "central.event.syslogforwarding.nginx";

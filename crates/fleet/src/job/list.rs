@@ -1,12 +1,12 @@
 //! Which jobs there are, newest first, and which one a person means.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bus::kv::{JOBS, is_deletion};
 use bus::{Message, Scan, Start, clock};
 use message::method::CANCEL;
-use message::{JobId, JobRecord, NodeName};
+use message::{JobId, JobRecord};
 
 use super::stored::open_record;
 use super::view::Arrival;
@@ -35,10 +35,14 @@ impl Fleet {
                     Err(error) => tracing::warn!(%error, "a job is left out"),
                 }
             }
-            let names: BTreeSet<NodeName> = views.values().flat_map(|view| view.nodes.keys().cloned()).collect();
-            let revoked = self.revoked(names.iter()).await?;
-            views.values_mut().for_each(|view| view.silence(&revoked));
+            let silencing = self.silencing(views.values().flat_map(JobView::addressees)).await?;
+            for view in views.values_mut() {
+                view.silence(&silencing);
+            }
             self.fold_replies(&mut views).await?;
+            for view in views.values_mut() {
+                view.conclude();
+            }
             let listed = part.iter().filter_map(|(record, _)| views.get(record.job.as_str()));
             summaries.extend(listed.map(summary));
         }

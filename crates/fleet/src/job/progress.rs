@@ -33,8 +33,8 @@ pub struct NodeProgress {
     /// What is wrong with the output, if it does not fit what the node signed.
     pub output_broken: Option<String>,
     pub(super) key: PublicKey,
-    /// Since when its word counts no more.
-    pub(super) revoked: Option<Timestamp>,
+    /// Since when its word counts no more, and what follows for an order that it has not answered: a sentence.
+    pub(super) silenced: Option<(Timestamp, String)>,
     pub(super) order: OrderId,
     /// Whether something said in its name was already found to be doubtful, and told.
     pub(super) doubted: bool,
@@ -74,7 +74,7 @@ impl NodeProgress {
             stderr: Vec::new(),
             output_broken: None,
             key: expected.key.clone(),
-            revoked: None,
+            silenced: None,
             order: expected.order,
             doubted: false,
             gather,

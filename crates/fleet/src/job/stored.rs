@@ -5,7 +5,7 @@ use bus::kv::{JOBS, key_of};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use message::job::chunk_key;
-use message::{JobId, JobRecord, Order, OrderChunk, PublicKey, SealedOrder, Trust, WIRE_VERSION};
+use message::{JobId, JobRecord, NodeName, Order, OrderChunk, PublicKey, SealedOrder, Trust, WIRE_VERSION};
 
 use super::{Gather, JobView};
 use crate::connection::Fleet;
@@ -25,7 +25,16 @@ pub(crate) struct StoredJob {
 
 impl StoredJob {
     pub(super) fn view(&self, gather: Gather) -> JobView {
-        let expected: Vec<Expected> = self.orders.iter().map(Expected::from).collect();
+        self.view_where(|_| true, gather)
+    }
+
+    /// A view with this node alone.
+    pub(super) fn view_of(&self, node: &NodeName, gather: Gather) -> JobView {
+        self.view_where(|order| order.node == *node, gather)
+    }
+
+    fn view_where(&self, wanted: impl Fn(&SealedOrder) -> bool, gather: Gather) -> JobView {
+        let expected: Vec<Expected> = self.orders.iter().filter(|order| wanted(order)).map(Expected::from).collect();
         // All orders of a job allow the same.
         let max_output = self
             .orders

@@ -9,7 +9,7 @@ use bus::Message;
 use bytes::Bytes;
 use message::reply::{OUTPUT_ORDER_HEADER, OUTPUT_SEQUENCE_HEADER, OUTPUT_STREAM_HEADER};
 use message::state::Merge;
-use message::{JobRecord, NodeName, NodeRecord, Reply, Seal, SignatureError, State, Timestamp};
+use message::{JobRecord, NodeName, NodeRecord, PublicKey, Reply, Seal, SignatureError, State, Timestamp};
 
 use super::progress::NodeProgress;
 use super::{Gather, OutputStream, Update};
@@ -63,13 +63,55 @@ impl JobView {
         Self { record, nodes, doubtful: 0, max_output, unsettled, stranger_told: false }
     }
 
-    /// What these nodes said after they were revoked does not count.
-    pub(super) fn silence(&mut self, revoked: &[NodeRecord]) {
-        for record in revoked {
-            if let Some(progress) = self.nodes.get_mut(&record.name).filter(|progress| progress.key == record.key) {
-                progress.revoked = record.revoked;
+    /// To whom its orders are addressed.
+    pub(super) fn addressees(&self) -> impl Iterator<Item = (&NodeName, &PublicKey)> {
+        self.nodes.iter().map(|(name, progress)| (name, &progress.key))
+    }
+
+    /// The same of those orders that are not settled, if they are not too many to be asked about one by one.
+    pub(super) fn unsettled(&self, most: usize) -> Vec<(NodeName, PublicKey)> {
+        if self.unsettled > most {
+            return Vec::new();
+        }
+        let open = self.nodes.iter().filter(|(_, progress)| !progress.settled());
+        open.map(|(name, progress)| (name.clone(), progress.key.clone())).collect()
+    }
+
+    /// What these nodes said after they were revoked, or had another key, does not count. Tells whether an order of one of
+    /// them has no end: once all that is stored was folded in, [`JobView::conclude`].
+    pub(super) fn silence(&mut self, records: &[NodeRecord]) -> bool {
+        let mut open = false;
+        for record in records {
+            if let Some(progress) = self.nodes.get_mut(&record.name)
+                && let Some(at) = record.silenced(&progress.key)
+            {
+                progress.silenced = record.no_answer(&progress.key).map(|reason| (at, reason));
+                open |= !progress.settled();
             }
         }
+        open
+    }
+
+    /// All that was stored is folded in: an order that a node has not answered before its word counted no more is
+    /// `interrupted` from then on, since nobody will ever say what became of it. Returns what became known by it.
+    pub(super) fn conclude(&mut self) -> Vec<Update> {
+        let mut updates = Vec::new();
+        for (node, progress) in &mut self.nodes {
+            if progress.settled() {
+                continue;
+            }
+            let Some((at, reason)) = progress.silenced.clone() else { continue };
+            if progress.history.push(State::Interrupted, at).is_ok() {
+                progress.reason = Some(reason.clone());
+                updates.push(Update::State { node: node.clone(), state: State::Interrupted, at, reason: Some(reason) });
+            } else if progress.output_broken.is_none() {
+                let reason = "the node was cut off before all of it had come".to_owned();
+                updates.push(note(node, format!("the output of {node} cannot be relied on: {reason}")));
+                progress.output_broken = Some(reason);
+            }
+            self.unsettled -= 1;
+        }
+        updates
     }
 
     /// How many nodes are in each state; states without nodes are left out.
@@ -202,8 +244,8 @@ fn verify(progress: &NodeProgress, arrival: &Arrival<'_>) -> Result<(), String> 
     if seal.key != progress.key {
         return Err(format!("it is signed by {}, the node's key is {}", seal.key, progress.key));
     }
-    if progress.revoked.is_some_and(|at| arrival.stored >= at) {
-        return Err("it came after the node was revoked".into());
+    if progress.silenced.as_ref().is_some_and(|(at, _)| arrival.stored >= *at) {
+        return Err("it came after the node was revoked or had another key".into());
     }
     seal.verify(arrival.payload).map_err(|error| error.to_string())
 }

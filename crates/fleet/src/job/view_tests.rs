@@ -350,3 +350,55 @@ proptest! {
         prop_assert_eq!(view.nodes[&name("ship1")].state(), State::Queued);
     }
 }
+
+fn record_of(seed: u8, key: u8, revoked: Option<i64>) -> NodeRecord {
+    NodeRecord {
+        v: WIRE_VERSION,
+        kind: message::registry::NodeKind::Node,
+        name: name(&format!("ship{seed}")),
+        key: PublicKey::of(&pair(key)),
+        labels: [].into(),
+        enrolled: Timestamp::from_ms(5_000),
+        by: "admin".into(),
+        changed: None,
+        revoked: revoked.map(Timestamp::from_ms),
+    }
+}
+
+#[test]
+fn what_a_node_has_not_answered_before_its_word_counted_no_more_is_interrupted() {
+    let mut view = view(Gather::Keep);
+    apply(&mut view, &sent(&reply_with(2, &[State::Delivered, State::Running], None, None), 2));
+    // As long as the keys are those that the orders are for, nothing changes.
+    assert!(!view.silence(&[record_of(1, 1, None), record_of(2, 2, None)]));
+    assert_eq!(view.conclude(), []);
+    assert!(view.silence(&[record_of(1, 9, None), record_of(2, 2, Some(7_000))]));
+    let ends: Vec<_> = view
+        .conclude()
+        .into_iter()
+        .map(|update| match update {
+            Update::State { node, state, at, reason } => (node.to_string(), state, at.as_ms(), reason.unwrap()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(ends.len(), 2);
+    assert_eq!((&*ends[0].0, ends[0].1, ends[0].2), ("ship1", State::Interrupted, 5_000));
+    assert!(ends[0].3.contains("given another key") && ends[0].3.contains("not known"), "{}", ends[0].3);
+    assert_eq!((&*ends[1].0, ends[1].1, ends[1].2), ("ship2", State::Interrupted, 7_000));
+    assert!(ends[1].3.contains("revoked"), "{}", ends[1].3);
+    assert!(view.settled());
+    assert_eq!(view.conclude(), [], "once");
+}
+
+#[test]
+fn what_was_answered_in_time_stays_what_it_was() {
+    let mut view = view(Gather::Ignore);
+    let done = [State::Delivered, State::Running, State::Succeeded];
+    assert!(view.silence(&[record_of(1, 9, None), record_of(2, 9, None)]));
+    // Stored in time, though it is read after it is known that its node has another key.
+    apply(&mut view, &sent(&reply_with(1, &done, None, None), 1));
+    view.conclude();
+    assert_eq!(view.nodes[&name("ship1")].state(), State::Succeeded);
+    assert_eq!(view.nodes[&name("ship2")].state(), State::Interrupted);
+    assert!(view.settled());
+}

@@ -220,6 +220,7 @@ mod tests {
             outbox: 0,
             limits: Vec::new(),
             audit: None,
+            rtt_ms: None,
         }
     }
 

@@ -1,7 +1,9 @@
 //! Who is meant by a target, and why. Pure.
 
+use std::time::Duration;
+
 use message::expression::{Counts, Known, Steps};
-use message::{NodeName, NodeState, Pattern};
+use message::{LifeSign, NodeName, NodeRecord, NodeState, Pattern, Vitality};
 use serde_json::Value;
 
 use super::belief::near;
@@ -14,25 +16,36 @@ static NOTHING: Value = Value::Null;
 impl Node {
     /// What expressions ask.
     pub fn known(&self) -> Known<'_> {
-        let sign = self.sign.as_ref();
-        Known {
-            name: self.record.name.as_str(),
-            state: self.vitality.state,
-            reason: self.vitality.reason.as_deref(),
-            labels: &self.record.labels,
-            facts: self.facts.as_ref().map_or(&NOTHING, |told| &told.facts),
-            version: sign.map(|sign| sign.version.as_str()),
-            age_s: self.age.map(|age| age.as_secs_f64()),
-            // Precise to the second for 285 million years.
-            #[allow(clippy::cast_precision_loss)]
-            uptime_s: sign.map(|sign| sign.uptime_s as f64),
-            counts: sign.map(|sign| Counts {
-                processes: sign.processes,
-                running: sign.running,
-                waiting: sign.waiting,
-                outbox: sign.outbox,
-            }),
-        }
+        let facts = self.facts.as_ref().map(|told| &told.facts);
+        known(&self.record, self.sign.as_ref(), facts, &self.vitality, self.age)
+    }
+}
+
+/// What expressions ask of a node of which this is known.
+pub fn known<'a>(
+    record: &'a NodeRecord,
+    sign: Option<&'a LifeSign>,
+    facts: Option<&'a Value>,
+    vitality: &'a Vitality,
+    age: Option<Duration>,
+) -> Known<'a> {
+    Known {
+        name: record.name.as_str(),
+        state: vitality.state,
+        reason: vitality.reason.as_deref(),
+        labels: &record.labels,
+        facts: facts.unwrap_or(&NOTHING),
+        version: sign.map(|sign| sign.version.as_str()),
+        age_s: age.map(|age| age.as_secs_f64()),
+        // Precise to the second for 285 million years.
+        #[allow(clippy::cast_precision_loss)]
+        uptime_s: sign.map(|sign| sign.uptime_s as f64),
+        counts: sign.map(|sign| Counts {
+            processes: sign.processes,
+            running: sign.running,
+            waiting: sign.waiting,
+            outbox: sign.outbox,
+        }),
     }
 }
 
@@ -162,7 +175,7 @@ pub(super) fn no_match(missing: &[&NodeName], known: &[&str]) -> FleetError {
 #[cfg(test)]
 mod tests {
     use message::registry::NodeKind;
-    use message::{NodeRecord, PublicKey, Timestamp, Vitality};
+    use message::{PublicKey, Timestamp};
     use nkeys::{KeyPair, KeyPairType};
 
     use super::*;
