@@ -1,0 +1,316 @@
+//! `station.toml`: what the station takes from the stream of events, and where that goes. Pure.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use data_encoding::HEXLOWER;
+use message::{NodeName, Pattern, Token, units};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+/// What can be wrong with the file: a sentence.
+pub(crate) type Wrong = String;
+
+/// A configuration of the station.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// What it takes, and where that goes.
+    #[serde(default, deserialize_with = "receivers")]
+    pub(crate) receive: Vec<Receive>,
+    /// Of what somebody is told.
+    #[serde(default, deserialize_with = "crate::alert::rules")]
+    pub(crate) alert: Vec<crate::alert::Rule>,
+}
+
+/// One `[[receive]]` table.
+#[derive(Debug, Clone)]
+pub(crate) struct Receive {
+    /// Under what its place is kept: of what it takes and where that goes.
+    pub(crate) id: String,
+    pub(crate) method: String,
+    pub(crate) domain: String,
+    pub(crate) from: Option<Pattern>,
+    pub(crate) format: Format,
+    pub(crate) sink: SinkKind,
+}
+
+/// How a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
+    /// The line as it was read; a record without one as JSON.
+    #[default]
+    Raw,
+    /// One JSON object a line, as `event ls -o ndjson` prints it.
+    Json,
+}
+
+/// Where records go.
+#[derive(Debug, Clone)]
+pub(crate) enum SinkKind {
+    File(FileSink),
+    Command(Vec<String>),
+    Http(HttpSink),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileSink {
+    /// With `{from}`, `{method}`, `{domain}` and `{date}` (UTC, of the record) in it.
+    pub(crate) path: String,
+    /// Above this it is renamed, and another one begun; so many are left.
+    pub(crate) rotate: Option<u64>,
+    pub(crate) keep: u32,
+    /// Whether records are on the disk before their place is.
+    pub(crate) fsync: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HttpSink {
+    pub(crate) url: String,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) is_loki: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(default = "any")]
+    method: String,
+    #[serde(default = "any")]
+    domain: String,
+    from: Option<String>,
+    #[serde(default)]
+    format: Format,
+    file: Option<String>,
+    rotate: Option<String>,
+    keep: Option<u32>,
+    fsync: Option<bool>,
+    command: Option<Vec<String>>,
+    webhook: Option<String>,
+    loki: Option<String>,
+    #[serde(default)]
+    headers: std::collections::BTreeMap<String, String>,
+}
+
+fn any() -> String {
+    "*".into()
+}
+
+/// What a path of a file sink may have in braces.
+const FIELDS: [&str; 4] = ["from", "method", "domain", "date"];
+const KEYS: [&str; 14] = [
+    "receive", "method", "domain", "from", "format", "file", "rotate", "keep", "fsync", "command", "webhook", "loki",
+    "headers", "json",
+];
+
+impl Written {
+    fn understood(self) -> Result<Receive, Wrong> {
+        for (what, text) in [("method", &self.method), ("domain", &self.domain)] {
+            // What a glob stands for is left out; the rest must be able to stand in a name.
+            let literal = text.replace(['*', '?'], "");
+            if text.is_empty() || (!literal.is_empty() && Token::domain(literal).is_err()) {
+                return Err(format!("{what} = {text:?} is neither a name nor a glob"));
+            }
+        }
+        let from = self.from.as_deref().map(|text| {
+            let patterns = Pattern::parse_list(text).map_err(|error| format!("from = {text:?}: {error}"))?;
+            match <[Pattern; 1]>::try_from(patterns) {
+                Ok([pattern]) => Ok(pattern),
+                Err(_) => Err(format!("from = {text:?}: one name or one glob, not a list")),
+            }
+        });
+        let is_file = self.file.is_some();
+        let (sink, told) = match (self.file, self.command, self.webhook, self.loki) {
+            (Some(path), None, None, None) => {
+                check_path(&path)?;
+                let rotate = self
+                    .rotate
+                    .as_deref()
+                    .map(|text| units::parse_size(text).map_err(|error| format!("rotate: {error}")));
+                let rotate = rotate.transpose()?;
+                let told = format!("file {path}");
+                let sink =
+                    FileSink { path, rotate, keep: self.keep.unwrap_or(10).max(1), fsync: self.fsync.unwrap_or(true) };
+                (SinkKind::File(sink), told)
+            }
+            (None, Some(argv), None, None) => {
+                if argv.is_empty() {
+                    return Err("command is empty: name a program".into());
+                }
+                let told = format!("command {argv:?}");
+                (SinkKind::Command(argv), told)
+            }
+            (None, None, Some(url), None) => http(url, self.headers, false)?,
+            (None, None, None, Some(url)) => http(url, self.headers, true)?,
+            (None, None, None, None) => {
+                return Err("it says not where records go: file, command, webhook or loki".into());
+            }
+            _ => return Err("records go to one place: leave one of file, command, webhook and loki".into()),
+        };
+        if !is_file && (self.rotate.is_some() || self.keep.is_some() || self.fsync.is_some()) {
+            return Err("rotate, keep and fsync are for files alone".into());
+        }
+        let what = format!("{} {} {:?} {told}", self.method, self.domain, self.from);
+        let id = HEXLOWER.encode(Sha256::digest(what).get(..8).unwrap_or_default());
+        Ok(Receive { id, method: self.method, domain: self.domain, from: from.transpose()?, format: self.format, sink })
+    }
+}
+
+fn http(
+    url: String,
+    headers: std::collections::BTreeMap<String, String>,
+    is_loki: bool,
+) -> Result<(SinkKind, String), Wrong> {
+    if !(url.starts_with("http://") || url.starts_with("https://")) {
+        return Err(format!("{url:?} is neither http:// nor https://"));
+    }
+    let told = format!("http {url}");
+    Ok((SinkKind::Http(HttpSink { url, headers: headers.into_iter().collect(), is_loki }), told))
+}
+
+fn check_path(path: &str) -> Result<(), Wrong> {
+    if !Path::new(path).is_absolute() {
+        return Err(format!("file = {path:?} is not an absolute path"));
+    }
+    let mut rest = path;
+    while let Some((_, behind)) = rest.split_once('{') {
+        let Some((field, behind)) = behind.split_once('}') else {
+            return Err(format!("file = {path:?}: a {{ without }}"));
+        };
+        if !FIELDS.contains(&field) {
+            return Err(format!(
+                "file = {path:?}: {{{field}}} is none of {}",
+                FIELDS.map(|field| format!("{{{field}}}")).join(", ")
+            ));
+        }
+        rest = behind;
+    }
+    Ok(())
+}
+
+/// Every table, or which one is wrong.
+fn receivers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Receive>, D::Error> {
+    let written: Vec<Written> = Vec::deserialize(from)?;
+    let understood = written.into_iter().enumerate().map(|(index, receive)| {
+        let what = format!("receive {} ({}/{})", index + 1, receive.method, receive.domain);
+        receive.understood().map_err(|reason| serde::de::Error::custom(format!("{what}: {reason}")))
+    });
+    let all: Vec<Receive> = understood.collect::<Result<_, _>>()?;
+    let mut ids: Vec<&str> = all.iter().map(|receive| receive.id.as_str()).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
+        return Err(serde::de::Error::custom("two [[receive]] tables take the same to the same place"));
+    }
+    Ok(all)
+}
+
+impl Config {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, and where.
+    pub fn load(path: &Path) -> Result<Self, String> {
+        let wrong = |reason: String| format!("{}: {reason}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        Self::parse(&text).map_err(wrong)
+    }
+
+    /// Reads the text of a configuration.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong, and where.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| explain(&error.to_string()))
+    }
+}
+
+/// Adds the nearest known key to the parser's complaint about an unknown one.
+fn explain(error: &str) -> String {
+    let unknown = error.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next());
+    let nearest = unknown.and_then(|unknown| {
+        let near = |key: &&str| strsim::damerau_levenshtein(key, unknown);
+        KEYS.iter().chain(&crate::alert::KEYS).min_by_key(|key| near(key)).filter(|key| near(key) <= 3)
+    });
+    match nearest {
+        Some(key) => format!("{}\nDid you mean `{key}`?", error.trim_end()),
+        None => error.trim_end().to_owned(),
+    }
+}
+
+impl FileSink {
+    /// Where a record of these goes. Names and tokens hold nothing that leads out of a directory, but for `.` and `..`.
+    pub(crate) fn path_for(&self, from: &NodeName, method: &Token, domain: &Token, date: &str) -> PathBuf {
+        let safe =
+            |text: &str| if text.chars().all(|c| c == '.') { text.replace('.', "_") } else { text.replace('/', "_") };
+        let mut path = String::new();
+        let mut rest = self.path.as_str();
+        while let Some((before, behind)) = rest.split_once('{') {
+            path.push_str(before);
+            let Some((field, behind)) = behind.split_once('}') else { break };
+            path.push_str(&match field {
+                "from" => safe(from.as_str()),
+                "method" => safe(method.as_str()),
+                "domain" => safe(domain.as_str()),
+                _ => date.to_owned(),
+            });
+            rest = behind;
+        }
+        path.push_str(rest);
+        PathBuf::from(path)
+    }
+}
+
+/// The first and the longest time after which a place that did not take records is tried again.
+pub(crate) const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(&format!("[[receive]]\n{text}"))
+    }
+
+    #[test]
+    fn a_receiver_says_what_it_takes_and_where_that_goes() {
+        let config =
+            parse("method=\"syslogforwarding\"\nfile=\"/srv/{domain}/{from}-{date}.log\"\nrotate=\"10MiB\"").unwrap();
+        let SinkKind::File(file) = &config.receive[0].sink else { panic!() };
+        assert_eq!(
+            (file.rotate, file.keep, file.fsync, config.receive[0].format),
+            (Some(10 << 20), 10, true, Format::Raw)
+        );
+        let path = |from: &str, domain: &str| {
+            let (from, method) = (NodeName::new(from).unwrap(), Token::method("m").unwrap());
+            file.path_for(&from, &method, &Token::domain(domain).unwrap(), "2026-11-23").display().to_string()
+        };
+        assert_eq!(path("ship1", "nginx"), "/srv/nginx/ship1-2026-11-23.log");
+        for right in
+            ["command=[\"cat\"]", "webhook=\"https://x/y\"\nheaders={a=\"b\"}", "loki=\"http://x\"\nfrom=\"ship*\""]
+        {
+            assert!(parse(right).is_ok(), "{right}");
+        }
+    }
+
+    #[test]
+    fn mistakes_say_what_and_where() {
+        for (wrong, says) in [
+            ("", "not where"),
+            ("file=\"/x\"\ncommand=[\"cat\"]", "one place"),
+            ("file=\"x\"", "absolute"),
+            ("file=\"/x/{node}\"", "{node} is none of {from}"),
+            ("file=\"/x/{from\"", "without }"),
+            ("webhook=\"ftp://x\"", "neither http"),
+            ("webhook=\"http://x\"\nfsync=true", "files alone"),
+            ("command=[]", "empty"),
+            ("method=\"a b\"\nfile=\"/x\"", "neither a name nor a glob"),
+            ("from=\"a,b\"\nfile=\"/x\"", "not a list"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(says) && error.contains("receive 1"), "{wrong}: {error}");
+        }
+        assert!(parse("fil=\"/x\"").unwrap_err().contains("Did you mean `file`?"));
+        assert!(parse("file=\"/x\"\n[[receive]]\nfile=\"/x\"").unwrap_err().contains("the same place"));
+    }
+}

@@ -1,0 +1,407 @@
+//! Where records go: files, a program's input, HTTP.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use fleet::{Received, ReceivedBatch};
+use message::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::runtime::RuntimeFlavor;
+
+use super::config::{FileSink, Format, HttpSink, SinkKind};
+use super::place::Place;
+
+/// How long a program may take to read what it is given, and somebody else to answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How much of an answer that says no is read.
+const ANSWER_BYTES_MAX: usize = 300;
+
+/// Why records did not arrive.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It may work later: a sentence.
+    Later(String),
+    /// These records will never be taken: a sentence.
+    Never(String),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::Later(error.to_string())
+    }
+}
+
+/// A record as it stands in a batch.
+#[derive(Deserialize)]
+struct Record<'a> {
+    /// A time; read as one only where it is needed as one.
+    #[serde(borrow)]
+    at: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    record: &'a RawValue,
+}
+
+/// What of a record is a line that was read.
+#[derive(Deserialize)]
+struct Text<'a> {
+    #[serde(borrow)]
+    message: Option<std::borrow::Cow<'a, str>>,
+    message_base64: Option<String>,
+    #[serde(default)]
+    goes_on: bool,
+}
+
+/// Writes a record to `into`; `false` when it is none.
+fn write(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format, into: &mut Vec<u8>) -> bool {
+    let Ok(Record { at, record }) = serde_json::from_slice::<Record<'_>>(line) else { return false };
+    let head = &batch.head;
+    match format {
+        Format::Raw => match serde_json::from_str::<Text<'_>>(record.get()) {
+            Ok(Text { message: Some(text), goes_on, .. }) => {
+                into.extend_from_slice(text.as_bytes());
+                if !goes_on {
+                    into.push(b'\n');
+                }
+            }
+            Ok(Text { message_base64: Some(bytes), goes_on, .. }) => {
+                let Ok(bytes) = data_encoding::BASE64.decode(bytes.as_bytes()) else { return false };
+                into.extend_from_slice(&bytes);
+                if !goes_on {
+                    into.push(b'\n');
+                }
+            }
+            _ => {
+                into.extend_from_slice(record.get().as_bytes());
+                into.push(b'\n');
+            }
+        },
+        Format::Json => {
+            let line = json!({
+                "from": head.from, "to": head.to, "method": head.method, "domain": head.domain, "at": at,
+                "id": format!("{}-{number}", head.id), "record": record,
+            });
+            let _ = serde_json::to_writer(&mut *into, &line); // to memory
+            into.push(b'\n');
+        }
+    }
+    true
+}
+
+/// What has come, and is to be delivered together.
+pub(super) struct Load {
+    /// Of nodes that are proven, and not had before.
+    pub(super) batches: Vec<ReceivedBatch>,
+    /// The last sequence in it.
+    pub(super) sequence: u64,
+}
+
+impl Load {
+    /// All records one after the other, and how many.
+    fn text(&self, format: Format) -> (Vec<u8>, u64) {
+        let (mut text, mut count) = (Vec::new(), 0);
+        for batch in &self.batches {
+            for (number, line) in batch.lines().enumerate() {
+                count += u64::from(write(batch, number, line, format, &mut text));
+            }
+        }
+        (text, count)
+    }
+}
+
+/// A place where records go.
+pub(super) enum Sink {
+    File(FileSink),
+    Command { argv: Vec<String>, child: Option<Child> },
+    Http { sink: HttpSink, client: reqwest::Client },
+}
+
+impl Sink {
+    pub(super) fn new(kind: &SinkKind) -> Result<Self, String> {
+        Ok(match kind {
+            SinkKind::File(sink) => Self::File(sink.clone()),
+            SinkKind::Command(argv) => Self::Command { argv: argv.clone(), child: None },
+            SinkKind::Http(sink) => Self::Http { sink: sink.clone(), client: client()? },
+        })
+    }
+
+    /// Puts right what a crash has left half done.
+    pub(super) fn mend(&self, place: &Place) -> io::Result<()> {
+        for (path, length) in &place.begun {
+            match OpenOptions::new().write(true).open(path) {
+                Ok(file) => {
+                    // Somebody may have moved it away meanwhile: what is shorter is another one.
+                    if file.metadata()?.len() > *length {
+                        file.set_len(*length)?;
+                        file.sync_all()?;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers all of a load, and notes how far that is. Returns how many records that were.
+    pub(super) async fn deliver(&mut self, load: &Load, format: Format, place: &mut Place) -> Result<u64, Refusal> {
+        let count = match self {
+            Self::File(sink) => {
+                let mut deliver = || deliver_to_files(sink, load, format, place);
+                // A slow disk must not hold up who serves others on this thread.
+                let is_shared = tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+                return if is_shared { tokio::task::block_in_place(deliver) } else { deliver() };
+            }
+            Self::Command { argv, child } => {
+                let (text, count) = load.text(format);
+                if count > 0
+                    && let Err(error) = deliver_to_program(argv, child, &text).await
+                {
+                    if let Some(mut child) = child.take() {
+                        let _ = child.start_kill();
+                    }
+                    return Err(error);
+                }
+                count
+            }
+            Self::Http { sink, client } => deliver_over_http(sink, client, load, format).await?,
+        };
+        place.done(load.sequence)?;
+        Ok(count)
+    }
+}
+
+/// Who speaks HTTP.
+pub(crate) fn client() -> Result<reqwest::Client, String> {
+    // Another part of the program may have installed it already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder().user_agent(concat!("steward/", env!("CARGO_PKG_VERSION")));
+    builder.timeout(PATIENCE).build().map_err(|error| error.to_string())
+}
+
+/// Exactly once, also across a crash: lengths first, then records, then how far that is.
+fn deliver_to_files(sink: &FileSink, load: &Load, format: Format, place: &mut Place) -> Result<u64, Refusal> {
+    let mut texts: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
+    let mut count = 0;
+    let dated = sink.path.contains("{date}");
+    for batch in &load.batches {
+        let head = &batch.head;
+        let path = |date: &str| sink.path_for(&head.from, &head.method, &head.domain, date);
+        if !dated {
+            let text = texts.entry(path("")).or_default();
+            for (number, line) in batch.lines().enumerate() {
+                count += u64::from(write(batch, number, line, format, text));
+            }
+            continue;
+        }
+        for (number, line) in batch.lines().enumerate() {
+            let Ok(Record { at, .. }) = serde_json::from_slice::<Record<'_>>(line) else { continue };
+            // As the date is in the name of a file, it has to be one.
+            let Ok(day) = at.parse::<Timestamp>() else { continue };
+            let text = texts.entry(path(day.to_string().get(..10).unwrap_or_default())).or_default();
+            count += u64::from(write(batch, number, line, format, text));
+        }
+    }
+    let mut open = Vec::new();
+    for (path, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let length = file.metadata()?.len();
+        open.push((path, text, file, length));
+    }
+    if !open.is_empty() {
+        place.begin(open.iter().map(|(path, _, _, length)| ((*path).clone(), *length)).collect())?;
+        let written = open.iter_mut().try_for_each(|(_, text, file, _)| {
+            file.write_all(text)?;
+            if sink.fsync { file.sync_data() } else { Ok(()) }
+        });
+        if let Err(error) = written {
+            // A full disk, most likely: as if nothing had been written.
+            for (_, _, file, length) in &open {
+                file.set_len(*length)?;
+            }
+            return Err(error.into());
+        }
+    }
+    place.done(load.sequence)?;
+    if let Some(most) = sink.rotate {
+        for (path, text, _, length) in &open {
+            if length + text.len() as u64 >= most {
+                rotate(path, sink.keep)?;
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// `x.log` becomes `x.log.1`, `x.log.1` becomes `x.log.2`, and so on.
+fn rotate(path: &Path, keep: u32) -> io::Result<()> {
+    let numbered = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    };
+    for number in (1..keep).rev() {
+        match std::fs::rename(numbered(number), numbered(number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::rename(path, numbered(1))?;
+    if let Some(dir) = path.parent() {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// At least once: what was in a pipe when a program ended is given to the next one again only if it was of the same load.
+async fn deliver_to_program(argv: &[String], child: &mut Option<Child>, text: &[u8]) -> Result<(), Refusal> {
+    let [name, arguments @ ..] = argv else { return Err(Refusal::Later("there is no program".into())) };
+    if let Some(running) = child
+        && let Some(status) = running.try_wait()?
+    {
+        tracing::warn!(%status, name, "a program that receives events has ended; it is started again");
+        *child = None;
+    }
+    let running = match child {
+        Some(running) => running,
+        None => {
+            let mut command = Command::new(name);
+            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).process_group(0).kill_on_drop(true);
+            child.insert(command.spawn().map_err(|error| Refusal::Later(format!("{name} cannot be started: {error}")))?)
+        }
+    };
+    let Some(stdin) = &mut running.stdin else { return Err(Refusal::Later(format!("{name} has no input"))) };
+    let written = tokio::time::timeout(PATIENCE, async {
+        stdin.write_all(text).await?;
+        stdin.flush().await
+    });
+    match written.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Refusal::Later(format!("{name} does not read: {error}"))),
+        Err(_) => Err(Refusal::Later(format!("{name} has read nothing for {} s", PATIENCE.as_secs()))),
+    }
+}
+
+async fn deliver_over_http(
+    sink: &HttpSink,
+    client: &reqwest::Client,
+    load: &Load,
+    format: Format,
+) -> Result<u64, Refusal> {
+    let (body, kind, count) = if sink.is_loki {
+        let (body, count) = loki(load, format);
+        (body, "application/json", count)
+    } else {
+        let (text, count) = load.text(format);
+        (text, if format == Format::Json { "application/x-ndjson" } else { "text/plain; charset=utf-8" }, count)
+    };
+    if count == 0 {
+        return Ok(0);
+    }
+    let mut request = client.post(&sink.url).header("content-type", kind).body(body);
+    // Who wants each record once knows a load by this.
+    request = request.header("steward-sequence", load.sequence.to_string());
+    for (name, value) in &sink.headers {
+        request = request.header(name, value);
+    }
+    let answer = request.send().await.map_err(|error| Refusal::Later(format!("{}: {error}", sink.url)))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(count);
+    }
+    let said = answer.text().await.unwrap_or_default();
+    let told = format!("{} answers {status}: {}", sink.url, said.chars().take(ANSWER_BYTES_MAX).collect::<String>());
+    Err(match status.as_u16() {
+        400 | 413 | 422 => Refusal::Never(told),
+        _ => Refusal::Later(told),
+    })
+}
+
+/// Loki's push: a stream for each node, method and domain, values by time and line.
+fn loki(load: &Load, format: Format) -> (Vec<u8>, u64) {
+    let mut streams: BTreeMap<(String, String, String), Vec<Value>> = BTreeMap::new();
+    let mut count = 0;
+    for batch in &load.batches {
+        let head = &batch.head;
+        let of = (head.from.to_string(), head.method.to_string(), head.domain.to_string());
+        let values = streams.entry(of).or_default();
+        for (number, line) in batch.lines().enumerate() {
+            let mut text = Vec::new();
+            let Ok(Record { at, .. }) = serde_json::from_slice::<Record<'_>>(line) else { continue };
+            if write(batch, number, line, format, &mut text) {
+                let text = String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned();
+                let Ok(at) = at.parse::<Timestamp>() else { continue };
+                values.push(json!([format!("{}000000", at.as_ms()), text]));
+                count += 1;
+            }
+        }
+    }
+    let streams: Vec<Value> = streams
+        .into_iter()
+        .map(|((from, method, domain), values)| {
+            let labels: Map<String, Value> = [("from", from), ("method", method), ("domain", domain)]
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), Value::from(value)))
+                .collect();
+            json!({"stream": labels, "values": values})
+        })
+        .collect();
+    (json!({"streams": streams}).to_string().into_bytes(), count)
+}
+
+/// A message that cannot be used, and why. What passes here is written to the last record, in every format and to every sink.
+pub(super) fn poison(received: &Received) -> Option<String> {
+    match &received.batch {
+        Err(reason) => Some(reason.clone()),
+        Ok(batch) => unusable(batch),
+    }
+}
+
+fn unusable(batch: &ReceivedBatch) -> Option<String> {
+    let (mut count, mut second) = (0_u32, String::new());
+    for line in batch.lines() {
+        count = count.saturating_add(1);
+        let Ok(Record { at, record }) = serde_json::from_slice(line) else {
+            return Some(format!("its record {count} is none: `at`, a time, and `record` make one"));
+        };
+        // Most records are of the same second as the one before.
+        let is_known = at.get(..SECOND) == Some(&second) && is_fraction(at.get(SECOND..).unwrap_or_default());
+        if !is_known && at.parse::<Timestamp>().is_err() {
+            return Some(format!("the time of its record {count} is none"));
+        }
+        if !is_known {
+            at.get(..SECOND).unwrap_or_default().clone_into(&mut second);
+        }
+        // With a backslash, the name may be written otherwise.
+        if (record.get().contains("message_base64") || record.get().contains('\\'))
+            && let Ok(Text { message: None, message_base64: Some(bytes), .. }) = serde_json::from_str(record.get())
+            && data_encoding::BASE64.decode(bytes.as_bytes()).is_err()
+        {
+            return Some(format!("the message of its record {count} is not in base64"));
+        }
+    }
+    (count != batch.head.count).then(|| format!("it tells of {} records and holds {count}", batch.head.count))
+}
+
+/// So long is a time to the second: `2026-01-02T03:04:05`.
+const SECOND: usize = 19;
+
+/// Whether a time may go on so after its second: `.678Z`.
+fn is_fraction(rest: &str) -> bool {
+    let digits = rest.strip_prefix('.').and_then(|rest| rest.strip_suffix('Z'));
+    digits.is_some_and(|digits| (1..=9).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+#[cfg(test)]
+#[path = "sink_tests.rs"]
+mod tests;
