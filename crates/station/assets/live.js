@@ -1,11 +1,12 @@
-// Refreshes the page: fetches /fragment every two seconds and swaps it in. Keeps focus, scrolling and selection.
+// Refreshes what changes on a page: asks for it every few seconds and swaps it in. Keeps focus, scrolling and selection.
 "use strict";
 
 (() => {
-  const EVERY_MS = 2000;
-  const ANSWER_MAX_MS = 5000;
+  const ANSWER_MAX_MS = 8000;
   const live = document.getElementById("live");
   const lost = document.getElementById("lost");
+  if (!live || !live.dataset.every) return;
+  const every = Number(live.dataset.every) * 1000;
   let confirmed = new Date();
   let timer = 0;
 
@@ -19,22 +20,33 @@
     return selection && !selection.isCollapsed && live.contains(selection.anchorNode);
   };
 
+  // What has the focus is found again by its id, or by where it leads.
+  const mark = (element) => (element.id ? `#${CSS.escape(element.id)}` : element.tagName === "A" ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : "");
+
   const swap = (text) => {
     const parsed = new DOMParser().parseFromString(text, "text/html");
-    const scrolled = [...live.querySelectorAll(".scroll")].map((box) => [box.id, box.scrollLeft, box.scrollTop]);
-    const focused = live.contains(document.activeElement) ? document.activeElement.id : "";
+    const scrolled = [...live.querySelectorAll(".scroll, .output")].map((box) => [box.id, box.scrollLeft, box.scrollTop]);
+    const focused = live !== document.activeElement && live.contains(document.activeElement) ? mark(document.activeElement) : "";
     live.replaceChildren(...parsed.body.childNodes);
     for (const [id, left, top] of scrolled) {
-      const box = document.getElementById(id);
+      const box = id && document.getElementById(id);
       if (box) box.scrollTo(left, top);
     }
-    if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
+    if (focused) live.querySelector(focused)?.focus({ preventScroll: true });
   };
 
   const refresh = async () => {
     try {
-      const answer = await fetch("/fragment", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MAX_MS) });
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const answer = await fetch(window.location.href, {
+        cache: "no-store",
+        headers: { "Steward-Part": "live" },
+        signal: AbortSignal.timeout(ANSWER_MAX_MS),
+      });
+      if (answer.status === 401) {
+        window.location.assign("/login");
+        return;
+      }
+      if (answer.status >= 500) throw new Error(`status ${answer.status}`);
       const text = await answer.text();
       confirmed = new Date();
       lost.hidden = true;
@@ -51,11 +63,11 @@
     window.clearTimeout(timer);
     if (!document.hidden) await refresh();
     window.clearTimeout(timer);
-    timer = window.setTimeout(turn, EVERY_MS);
+    timer = window.setTimeout(turn, every);
   };
 
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) turn();
   });
-  timer = window.setTimeout(turn, EVERY_MS);
+  timer = window.setTimeout(turn, every);
 })();

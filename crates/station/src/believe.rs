@@ -6,8 +6,8 @@ use std::cmp::Ordering;
 
 use data_encoding::HEXLOWER;
 use message::{
-    JobRecord, LifeSign, NodeName, NodeRecord, OrderChunk, PublicKey, SealedOrder, SignatureError, Timestamp, Trust,
-    WIRE_VERSION,
+    Facts, JobRecord, LifeSign, NodeName, NodeRecord, OrderChunk, PublicKey, SealedOrder, SignatureError, Timestamp,
+    Trust, WIRE_VERSION,
 };
 use sha2::{Digest, Sha256};
 
@@ -21,14 +21,11 @@ pub(crate) struct Written<'a> {
     pub(crate) stored: Timestamp,
 }
 
-impl<'a> From<&'a bus::Message> for Written<'a> {
-    fn from(message: &'a bus::Message) -> Self {
-        Self {
-            key: bus::kv::key_of(&message.subject),
-            signer: message.signer(),
-            payload: &message.payload,
-            stored: message.stored_at,
-        }
+impl<'a> Written<'a> {
+    /// What a message of a bucket holds, and who was found to have signed it.
+    pub(crate) fn of(message: &'a bus::Message, signer: Result<PublicKey, SignatureError>) -> Self {
+        let key = bus::kv::key_of(&message.subject);
+        Self { key, signer, payload: &message.payload, stored: message.stored_at }
     }
 }
 
@@ -63,6 +60,19 @@ pub(crate) fn life_sign(written: &Written<'_>, record: &NodeRecord) -> Result<Li
         return Err(format!("it is that of {} in version {}", sign.node, sign.v));
     }
     Ok(sign)
+}
+
+/// What a node says of its system, if that node signed it.
+pub(crate) fn facts(written: &Written<'_>, record: &NodeRecord) -> Result<Facts, String> {
+    let signer = written.signer.as_ref().map_err(ToString::to_string)?;
+    if *signer != record.key {
+        return Err(format!("they are signed by {signer}, the node's key is {}", record.key));
+    }
+    let facts = Facts::parse(written.payload)?;
+    if facts.node != record.name {
+        return Err(format!("they are those of {}", facts.node));
+    }
+    Ok(facts)
 }
 
 /// The record of a job, if an operator signed it and it stands at its own key.

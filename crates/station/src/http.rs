@@ -1,35 +1,66 @@
-//! What can be asked over HTTP. Read-only; each answer is made from the view in memory, never by asking the broker.
+//! What can be asked over HTTP: pages, the API, health and metrics. Read-only.
 
+mod door;
 mod guard;
+mod pages;
 mod serve;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use fleet::Fleet;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
+use crate::access::Tokens;
+use crate::api;
+use crate::api::problem::Problem;
+use crate::api::stream::Followers;
+use crate::freshness::Freshness;
 use crate::metrics::{self, HttpCounts};
 use crate::page;
 use crate::process::Usage;
-use crate::snapshot::Freshness;
-use crate::status::{Limits, Shared};
-pub(crate) use serve::serve;
+use crate::status::Shared;
+use door::Door;
+pub(crate) use door::Who;
+pub(crate) use serve::{Streaming, serve};
+pub use tls::HttpTls;
 
-/// What the page shows. The API and the command line show the rest.
-const ON_THE_PAGE: Limits = Limits { nodes: 250, jobs: 25, events: 60 };
-/// How long ago the broker last confirmed what an answer says, in seconds.
-const VIEW_AGE: HeaderName = HeaderName::from_static("steward-view-age-seconds");
+/// So many requests ask the broker at a time.
+const TURNS: usize = 4;
 
 /// What the handlers share.
 pub(crate) struct Site {
     pub(crate) shared: Arc<Shared>,
+    /// Where what is not in the view is read.
+    pub(crate) fleet: Option<Fleet>,
+    pub(crate) turns: Semaphore,
+    pub(crate) followers: Followers,
     pub(crate) counts: Counts,
+    pub(crate) door: Door,
+    /// The names by which it may be reached, besides the local ones.
+    pub(crate) names: Vec<String>,
+    /// Whether it speaks TLS.
+    pub(crate) secure: bool,
+    pub(crate) stop: CancellationToken,
+}
+
+/// How a site is served.
+#[derive(Debug, Clone)]
+pub(crate) struct Manner {
+    pub(crate) tokens: Tokens,
+    /// Whether nobody is let in without a token, also when there are none.
+    pub(crate) strict: bool,
+    pub(crate) names: Vec<String>,
+    pub(crate) secure: bool,
 }
 
 /// What is counted here.
@@ -42,8 +73,19 @@ pub(crate) struct Counts {
 
 impl Site {
     /// A site that shows `shared`.
-    pub(crate) fn new(shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self { shared, counts: Counts::default() })
+    pub(crate) fn new(shared: Arc<Shared>, fleet: Option<Fleet>, manner: Manner, stop: CancellationToken) -> Arc<Self> {
+        let Manner { tokens, strict, names, secure } = manner;
+        Arc::new(Self {
+            shared,
+            fleet,
+            turns: Semaphore::new(TURNS),
+            followers: Followers::default(),
+            counts: Counts::default(),
+            door: Door::new(tokens, strict),
+            names,
+            secure,
+            stop,
+        })
     }
 
     fn http_counts(&self) -> HttpCounts {
@@ -59,38 +101,44 @@ impl Site {
 /// All routes, behind the guard.
 pub(crate) fn router(site: Arc<Site>) -> Router {
     Router::new()
-        .route("/", get(document))
-        .route("/fragment", get(fragment))
+        .merge(pages::router())
+        .merge(api::router())
+        .route_layer(from_fn_with_state(Arc::clone(&site), known))
+        // For these nobody has to be known.
+        .route("/login", get(pages::log_in).post(pages::logged_in))
+        .route("/logout", post(pages::log_out))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/jobs", get(jobs))
-        .route("/api/v1/events", get(events))
         .route("/assets/style.css", get(|| async { asset("text/css; charset=utf-8", page::STYLE) }))
         .route("/assets/live.js", get(|| async { asset("text/javascript; charset=utf-8", page::SCRIPT) }))
         .route("/assets/icon.svg", get(|| async { asset("image/svg+xml", page::ICON) }))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here; the page is at /\n") })
-        .layer(axum::middleware::from_fn_with_state(Arc::clone(&site), guard::guard))
+        .layer(from_fn_with_state(Arc::clone(&site), guard::guard))
         .with_state(site)
+}
+
+/// Lets nobody through who is unknown, and tells the handlers who asks.
+async fn known(State(site): State<Arc<Site>>, mut request: Request, next: Next) -> Response {
+    let who = site.door.who(request.headers(), Instant::now(), bus::clock::now());
+    let path = request.uri().path();
+    if let Who::Nobody(reason) = &who
+        && !api::is_open(path)
+    {
+        site.counts.refused.fetch_add(1, Ordering::Relaxed);
+        let part = request.headers().contains_key(page::PART);
+        return if path.starts_with("/api/") || part {
+            Problem::new(StatusCode::UNAUTHORIZED, *reason).into_response()
+        } else {
+            Redirect::to("/login").into_response()
+        };
+    }
+    request.extensions_mut().insert(who);
+    next.run(request).await
 }
 
 fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, kind)], text)
-}
-
-fn html(markup: maud::Markup) -> Response {
-    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], markup.into_string()).into_response()
-}
-
-async fn document(State(site): State<Arc<Site>>) -> Response {
-    let snapshot = site.shared.read().snapshot(&site.shared.about, Instant::now(), ON_THE_PAGE);
-    html(page::document(&snapshot))
-}
-
-async fn fragment(State(site): State<Arc<Site>>) -> Response {
-    let snapshot = site.shared.read().snapshot(&site.shared.about, Instant::now(), ON_THE_PAGE);
-    html(page::fragment(&snapshot))
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> (StatusCode, String) {
@@ -111,45 +159,10 @@ fn readiness(freshness: &Freshness) -> (StatusCode, String) {
 
 async fn metrics(State(site): State<Arc<Site>>) -> impl IntoResponse {
     let (http, usage) = (site.http_counts(), Usage::now());
-    let text = metrics::text(&site.shared.read(), &site.shared.about, http, usage, Instant::now());
+    let shared = &site.shared;
+    let (received, alerts) = (&shared.received, &shared.alerts);
+    let text = metrics::text(&shared.read(), &shared.about, received, alerts, http, usage, Instant::now());
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text)
-}
-
-async fn nodes(State(site): State<Arc<Site>>) -> Response {
-    let limits = Limits { nodes: usize::MAX, jobs: 0, events: 0 };
-    answer(&site, limits, |snapshot| snapshot.nodes.iter().map(fleet::Node::to_json).collect::<Vec<_>>())
-}
-
-async fn jobs(State(site): State<Arc<Site>>) -> Response {
-    answer(&site, Limits { nodes: 0, jobs: usize::MAX, events: 0 }, |snapshot| snapshot.jobs)
-}
-
-async fn events(State(site): State<Arc<Site>>) -> Response {
-    answer(&site, Limits { nodes: 0, jobs: 0, events: usize::MAX }, |snapshot| snapshot.events)
-}
-
-/// JSON with its age; an error as long as there is nothing to tell.
-fn answer<T: Serialize>(site: &Site, limits: Limits, pick: impl FnOnce(crate::snapshot::Snapshot) -> T) -> Response {
-    let (snapshot, age) = {
-        let (status, at) = (site.shared.read(), Instant::now());
-        (status.snapshot(&site.shared.about, at, limits), status.age(at))
-    };
-    if let Freshness::Empty { reason } = &snapshot.freshness {
-        let error = serde_json::json!({ "error": format!("there is no view of the fleet yet: {reason}") });
-        return (StatusCode::SERVICE_UNAVAILABLE, axum_json(error.to_string())).into_response();
-    }
-    let age = HeaderValue::from(age.unwrap_or_default().as_secs());
-    match serde_json::to_string(&pick(snapshot)) {
-        Ok(text) => ([(VIEW_AGE, age)], axum_json(text)).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "an answer cannot be written as JSON");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
-        }
-    }
-}
-
-fn axum_json(text: String) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], text)
 }
 
 #[cfg(test)]

@@ -2,21 +2,29 @@
 //!
 //! In flow the broker's streams (nodes, life signs, jobs, replies, events); out flow a page, JSON and metrics. The
 //! station is never in the path of an order or an answer: stop it, and everything else works. It believes only what
-//! its writer has signed, keeps nothing on disk, and must never sign or decide. The one thing that it sends are orders
-//! as an operator has signed and stored them, when their client ended before it had sent them all (`finish`).
+//! its writer has signed, and must never sign or decide; on disk it keeps the events that it was told to receive
+//! (`receive`), no more. The one thing that it sends are orders as an operator has signed and stored them, when their client
+//! ended before it had sent them all (`finish`).
 //!
-//! Start reading at `run`; `watch` keeps the `view` (a pure fold), `status` tells how fresh it is, `http` shows it
-//! with the help of `page` and `metrics`.
+//! Start reading at `run`; `watch` keeps the `view` (a pure fold), `status` tells how fresh it is, `hub` what changes, `http`
+//! shows it: `page` to people, `api` and `metrics` to programs. `access` knows who may look.
 
+pub mod access;
+mod alert;
+mod api;
 mod believe;
+mod discovery;
 mod finish;
+mod freshness;
 mod http;
+mod hub;
+mod lookup;
 #[cfg(test)]
 mod made_up;
 mod metrics;
-pub mod page;
+mod page;
 mod process;
-pub mod snapshot;
+pub mod receive;
 mod status;
 mod view;
 mod watch;
@@ -30,6 +38,7 @@ use fleet::{Context, Fleet, FleetError};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use http::HttpTls;
 use status::{About, Shared};
 
 /// What a station needs.
@@ -37,26 +46,42 @@ use status::{About, Shared};
 pub struct Options {
     /// The fleet, with the station's own credentials (`<home>/creds/station.creds`).
     pub context: Context,
-    /// Where to serve HTTP. In this version on loopback only; port 0 takes a free one.
+    /// Where to serve HTTP: on loopback, or elsewhere with TLS. Port 0 takes a free one.
     pub http_listen: SocketAddr,
+    /// The certificate with which to serve it, and the names by which the station is reached, besides the local ones.
+    pub http_tls: Option<HttpTls>,
+    /// See `http_tls`.
+    pub http_names: Vec<String>,
+    /// Who may look.
+    pub tokens: access::Tokens,
     /// Where to write the address that is really listened at; removed at the end.
     pub http_addr_file: Option<PathBuf>,
+    /// What it takes from the stream of events, and where that goes; and of what it tells whom.
+    pub config: receive::Config,
+    /// Where the receivers of events keep their places, and the alerts what they remember.
+    pub state_dir: PathBuf,
 }
 
 /// Why a station does not run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StationError {
-    /// It would be open to the network without encryption and without asking who is there.
+    /// It would be open to the network without encryption.
     #[error(
-        "HTTP is not served at {listen}: this version serves plain HTTP on loopback only. Listen at 127.0.0.1:{port} \
-         or [::1]:{port}; from elsewhere use `ssh -L {port}:127.0.0.1:{port}` or a proxy on this host that encrypts \
-         and knows its users",
+        "HTTP is not served at {listen} without TLS: give a certificate (--http-cert FILE --http-key FILE, and --http-name \
+         for the name in it), listen at 127.0.0.1:{port} or [::1]:{port} and use `ssh -L {port}:127.0.0.1:{port}`, or put a \
+         proxy on this host that encrypts",
         port = listen.port()
     )]
     NotLoopback {
         /// Where it should have listened.
         listen: SocketAddr,
+    },
+    /// The certificate or its key is of no use.
+    #[error("TLS cannot be served: {reason}")]
+    Tls {
+        /// What is wrong.
+        reason: String,
     },
     /// The address is taken, or not of this host.
     #[error(
@@ -98,10 +123,15 @@ impl From<FleetError> for StationError {
 /// # Errors
 /// [`StationError`] when it cannot begin; what goes wrong later is retried and shown.
 pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), StationError> {
-    let Options { context, http_listen: listen, http_addr_file } = options;
-    if !listen.ip().is_loopback() {
+    let Options { context, http_listen: listen, http_tls, http_names, tokens, http_addr_file, mut config, state_dir } =
+        options;
+    let rules = std::mem::take(&mut config.alert);
+    let local = listen.ip().is_loopback();
+    if !local && http_tls.is_none() {
         return Err(StationError::NotLoopback { listen });
     }
+    let tls = http_tls.as_ref().map(HttpTls::acceptor).transpose().map_err(|reason| StationError::Tls { reason })?;
+    let manner = http::Manner { tokens, strict: !local, names: http_names, secure: tls.is_some() };
     let wrong = |source| StationError::Listen { listen, source };
     let listener = TcpListener::bind(listen).await.map_err(wrong)?;
     let address = listener.local_addr().map_err(wrong)?;
@@ -115,7 +145,14 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
     let _at_the_latest = stop.clone().drop_guard();
     let mut watching = tokio::spawn(watch::keep(fleet.clone(), Arc::clone(&shared), stop.clone()));
     let mut finishing = tokio::spawn(finish::keep(fleet.clone(), stop.clone()));
-    let mut serving = tokio::spawn(http::serve(listener, http::Site::new(shared), stop.clone()));
+    let memory = alert::memory_in(&state_dir);
+    let mut alerting = tokio::spawn(alert::keep(fleet.clone(), Arc::clone(&shared), rules, memory, stop.clone()));
+    let found = discovery::service(&shared.about);
+    let mut being_found = tokio::spawn(discovery::keep(fleet.clone(), found, stop.clone()));
+    let received = Arc::clone(&shared.received);
+    let mut receiving = tokio::spawn(receive::keep(fleet.clone(), config, state_dir, received, stop.clone()));
+    let site = http::Site::new(shared, Some(fleet.clone()), manner, stop.clone());
+    let mut serving = tokio::spawn(http::serve(listener, tls, site, stop.clone()));
     if let Some(path) = &http_addr_file
         && let Err(source) = write_address(path, address)
     {
@@ -129,6 +166,9 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
         () = cancel.cancelled() => None,
         ended = &mut watching => Some(("the watcher", ended)),
         ended = &mut finishing => Some(("the finisher of jobs", ended)),
+        ended = &mut receiving => Some(("the receivers of events", ended)),
+        ended = &mut alerting => Some(("the alerts", ended)),
+        ended = &mut being_found => Some(("the answers to who looks for services", ended)),
         ended = &mut serving => Some(("the HTTP server", ended)),
     };
     stop.cancel();
@@ -141,7 +181,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
             Err(StationError::Broken { reason: format!("{part}: {reason}") })
         }
         None => {
-            let _ = tokio::join!(watching, finishing, serving); // they were told to end, and have no more to say
+            let _ = tokio::join!(watching, finishing, receiving, alerting, being_found, serving); // they were told to end, and have no more to say
             Ok(())
         }
     };

@@ -1,10 +1,12 @@
 //! Made-up values for tests.
 
 use fleet::{EventLine, JobSummary};
+use message::job::JobKind;
 use message::registry::{Condition, LifeSignKind, NodeKind};
 use message::trust::{Operator, TrustKind};
 use message::{
-    InstanceId, JobId, LifeSign, NodeName, NodeRecord, PublicKey, State, Timestamp, Token, Trust, WIRE_VERSION,
+    InstanceId, JobId, JobRecord, LifeSign, NodeName, NodeRecord, OrderId, PublicKey, SealedOrder, State, Timestamp,
+    Token, Trust, WIRE_VERSION,
 };
 use nkeys::{KeyPair, KeyPairType};
 
@@ -59,6 +61,7 @@ pub(crate) fn sign(name: &str) -> LifeSign {
         outbox: 0,
         limits: Vec::new(),
         audit: None,
+        rtt_ms: None,
     }
 }
 
@@ -85,5 +88,36 @@ pub(crate) fn job(counts: &[(State, u32)]) -> JobSummary {
         targets: counts.iter().map(|(_, count)| count).sum(),
         counts: counts.iter().copied().collect(),
         retry_of: None,
+    }
+}
+
+pub(crate) fn job_record(job: &JobId) -> JobRecord {
+    JobRecord {
+        v: WIRE_VERSION,
+        kind: JobKind::Job,
+        job: job.clone(),
+        from: NodeName::new("central").unwrap(),
+        by: "admin".into(),
+        method: Token::method("shellcommand").unwrap(),
+        domain: Token::domain("operatingsystem").unwrap(),
+        args: None,
+        secrets: Vec::new(),
+        created: Timestamp::from_ms(i64::try_from(job.ms()).unwrap()),
+        expires: Timestamp::from_ms(1),
+        timeout_ms: 1,
+        targets: 1,
+        chunks: Vec::new(),
+        inline: None,
+        retry_of: None,
+    }
+}
+
+pub(crate) fn order(node: &str, key: &KeyPair) -> SealedOrder {
+    SealedOrder {
+        node: NodeName::new(node).unwrap(),
+        key: PublicKey::of(key),
+        id: OrderId::from_bytes([5; 16]),
+        order: String::new(),
+        signature: String::new(),
     }
 }

@@ -1,12 +1,15 @@
 //! `/metrics`: the text format 0.0.4 of Prometheus. Labels have few and fixed values; no node and no job is one.
 
 use std::fmt::Write as _;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use message::{Limit, State};
 
+use crate::freshness::Freshness;
 use crate::process::Usage;
-use crate::snapshot::Freshness;
+use crate::receive as received;
 use crate::status::{About, Status};
 
 /// What the answer says it is.
@@ -21,7 +24,15 @@ pub(crate) struct HttpCounts {
 }
 
 /// The whole page.
-pub(crate) fn text(status: &Status, about: &About, http: HttpCounts, usage: Usage, at: Instant) -> String {
+pub(crate) fn text(
+    status: &Status,
+    about: &About,
+    received: &received::Counts,
+    alerts: &crate::alert::Counts,
+    http: HttpCounts,
+    usage: Usage,
+    at: Instant,
+) -> String {
     let mut text = Text::default();
     text.family("steward_build_info", "gauge", "The version of this station; always 1.");
     text.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -38,6 +49,8 @@ pub(crate) fn text(status: &Status, about: &About, http: HttpCounts, usage: Usag
     text.one("steward_http_requests_total", "counter", "HTTP requests that were answered.", http.requests);
     let help = "HTTP requests that were refused for their method or their Host header.";
     text.one("steward_http_requests_refused_total", "counter", help, http.refused);
+    of_the_receivers(&mut text, received);
+    of_the_alerts(&mut text, alerts);
     of_the_process(&mut text, about, usage);
     text.0
 }
@@ -66,6 +79,39 @@ fn of_the_view(text: &mut Text, status: &Status, at: Instant) {
     }
 }
 
+fn of_the_receivers(text: &mut Text, received: &received::Counts) {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let help = "Records of events that have arrived where station.toml says that they shall.";
+    text.one("steward_received_records_total", "counter", help, read(&received.delivered));
+    let help = "Batches of events that came again, and were not delivered again.";
+    text.one("steward_received_repeated_total", "counter", help, read(&received.repeated));
+    let help = "Events that could not be used, and were put aside as dead letters.";
+    text.one("steward_received_dead_letters_total", "counter", help, read(&received.dead));
+    let help = "Attempts to deliver events that failed.";
+    text.one("steward_receive_failures_total", "counter", help, read(&received.failures));
+    let help = "Receivers that hold their place since where their records go does not take them.";
+    text.one("steward_receivers_failing", "gauge", help, read(&received.failing));
+}
+
+fn of_the_alerts(text: &mut Text, alerts: &crate::alert::Counts) {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let active = alerts.active.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if !active.is_empty() {
+        text.family("steward_alerts_active", "gauge", "What is wrong just now and was told, by rule of station.toml.");
+        for (rule, count) in &active {
+            text.sample(&[("rule", rule)], count);
+        }
+    }
+    let help = "Notices of alerts that have arrived.";
+    text.one("steward_alert_notices_total", "counter", help, read(&alerts.delivered));
+    let help = "Attempts to deliver notices of alerts, or to write down that they shall be, that failed.";
+    text.one("steward_alert_failures_total", "counter", help, read(&alerts.failures));
+    let help = "Notices of alerts that were given up: refused, too old, or too many.";
+    text.one("steward_alert_notices_lost_total", "counter", help, read(&alerts.lost));
+    let help = "Notices of alerts that wait to be delivered.";
+    text.one("steward_alert_notices_waiting", "gauge", help, read(&alerts.waiting));
+}
+
 fn of_the_counters(text: &mut Text, status: &Status) {
     let counters = status.counters;
     text.one("steward_jobs_total", "counter", "Jobs that were ordered since this station began.", counters.jobs);
@@ -85,6 +131,7 @@ fn of_the_counters(text: &mut Text, status: &Status) {
     );
     text.sample(&[("kind", "node")], counters.rejected_nodes);
     text.sample(&[("kind", "life_sign")], counters.rejected_life_signs);
+    text.sample(&[("kind", "facts")], counters.rejected_facts);
     text.sample(&[("kind", "job")], counters.rejected_jobs);
     text.one("steward_view_readings_total", "counter", "How often everything was read anew.", counters.readings);
 }
@@ -143,6 +190,7 @@ mod tests {
         let (mut status, at) = (Status::new(), Instant::now());
         if with_view {
             (status.view, status.connected, status.following) = (Some(View::default()), true, true);
+            status.knocking = Some(1);
             status.confirm(BrokerClock { now: Timestamp::from_ms(1), booted: Timestamp::from_ms(0) }, at);
         }
         let about = About {
@@ -150,7 +198,9 @@ mod tests {
             server: "nats://x".into(),
             started: Timestamp::from_ms(5_000),
         };
-        text(&status, &about, HttpCounts::default(), Usage::now(), at)
+        let alerts = crate::alert::Counts::default();
+        *alerts.active.lock().unwrap() = vec![("ship-silent".into(), 2)];
+        text(&status, &about, &received::Counts::default(), &alerts, HttpCounts::default(), Usage::now(), at)
     }
 
     /// Reads the format as strictly as Prometheus does, and returns the samples by family.
@@ -193,6 +243,26 @@ mod tests {
         for name in ["steward_build_info", "steward_view_age_seconds", "process_resident_memory_bytes"] {
             assert!(families.contains_key(name), "{name}");
         }
+    }
+
+    #[test]
+    fn each_metric_that_dashboard_and_alert_rules_name_is_exported() {
+        let families = parse(&page(true));
+        for (path, metrics_min) in
+            [("../../packaging/grafana/steward.json", 20), ("../../packaging/prometheus/steward.rules.yml", 12)]
+        {
+            let text = std::fs::read_to_string(path).unwrap();
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            let named: std::collections::BTreeSet<&str> =
+                words.filter(|word| word.starts_with("steward_") || word.starts_with("process_")).collect();
+            assert!(named.len() >= metrics_min, "{path} names {} metrics", named.len());
+            for name in named {
+                assert!(families.contains_key(name), "{path} names {name}, which is not exported");
+            }
+        }
+        let dashboard = std::fs::read_to_string("../../packaging/grafana/steward.json").unwrap();
+        let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+        assert!(dashboard["panels"].as_array().unwrap().iter().all(|panel| panel["targets"][0]["expr"].is_string()));
     }
 
     #[test]

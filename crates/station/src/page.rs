@@ -1,29 +1,120 @@
-//! The page: the fleet to watch, made on the server. Everything that came from outside is escaped by maud.
+//! The pages: made on the server, readable without a script. Everything that came from outside is escaped by maud.
 //!
-//! `/` is the whole document; `/fragment` is the part in it that is swapped every two seconds. No style and no script
-//! stands in the page itself, since the content policy forbids it: a bar's widths are attributes of an SVG.
+//! Each page has a part that changes, which the script swaps every few seconds (asked for by a header, see [`PART`]); what
+//! a person types in stands outside of it. No style and no script stands in a page itself, since the content policy
+//! forbids it: a bar's widths are attributes of an SVG.
 
+mod fleet;
+mod jobs;
+mod node;
 mod parts;
 
-use maud::{DOCTYPE, Markup, html};
-use message::NodeState;
-use message::units::human_duration;
+use std::time::Duration;
 
-use crate::snapshot::{Freshness, Snapshot};
-use parts::{clock_time, plural};
+use maud::{DOCTYPE, Markup, html};
+use message::units::human_duration;
+use message::{NodeName, Timestamp};
+
+use crate::freshness::Freshness;
+pub(crate) use fleet::{FleetPage, fleet, fleet_filter};
+pub(crate) use jobs::{EventsPage, JobPage, events, events_filter, job, job_node, jobs};
+pub(crate) use node::{NodePage, node};
+use parts::clock_time;
 
 /// The style sheet.
-pub const STYLE: &str = include_str!("../assets/style.css");
+pub(crate) const STYLE: &str = include_str!("../assets/style.css");
 /// The script that refreshes the page.
-pub const SCRIPT: &str = include_str!("../assets/live.js");
+pub(crate) const SCRIPT: &str = include_str!("../assets/live.js");
 /// The icon.
-pub const ICON: &str = include_str!("../assets/icon.svg");
+pub(crate) const ICON: &str = include_str!("../assets/icon.svg");
+
+/// The header by which the script asks for the part that changes.
+pub(crate) const PART: &str = "steward-part";
 
 /// How often a browser without scripts reads the page again.
-const REFRESH_S: u32 = 5;
+const REFRESH_S: u32 = 10;
 
-/// The whole page.
-pub fn document(snapshot: &Snapshot) -> Markup {
+/// What every page tells.
+#[derive(Debug, Clone)]
+pub(crate) struct Head {
+    /// The station's name.
+    pub(crate) station: NodeName,
+    /// Where the broker is, without passwords.
+    pub(crate) server: String,
+    /// Whether it can be relied on.
+    pub(crate) freshness: Freshness,
+    /// The broker's time.
+    pub(crate) now: Timestamp,
+    /// The broker's time for which the states are told, if there are any.
+    pub(crate) as_of: Option<Timestamp>,
+    /// Whose browser it is, if he had to say.
+    pub(crate) who: Option<String>,
+}
+
+/// One of the pages that the navigation leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tab {
+    Fleet,
+    Jobs,
+    Events,
+}
+
+/// A page: its title, what stays, and the part that changes, with after how many seconds that is read again.
+pub(crate) struct Page {
+    pub(crate) tab: Tab,
+    pub(crate) title: String,
+    pub(crate) stays: Markup,
+    pub(crate) changes: Markup,
+    pub(crate) every_s: Option<u32>,
+}
+
+impl Page {
+    /// The part that changes, with how far it can be relied on.
+    pub(crate) fn part(&self, head: &Head) -> Markup {
+        html! {
+            (standing(head))
+            @if !matches!(head.freshness, Freshness::Empty { .. }) { (self.changes) }
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn document(&self, head: &Head) -> Markup {
+        let tabs = [(Tab::Fleet, "/", "Fleet"), (Tab::Jobs, "/jobs", "Jobs"), (Tab::Events, "/events", "Events")];
+        frame(
+            &format!("{} · {}", self.title, head.station),
+            self.every_s.is_some(),
+            html! {
+                a.skip href="#live" { "Skip to the content" }
+                header.top {
+                    p.brand { img src="/assets/icon.svg" alt="" width="24" height="24"; "Steward" }
+                    nav.tabs aria-label="Pages" {
+                        @for (tab, address, name) in tabs {
+                            a href=(address) aria-current=[(tab == self.tab).then_some("page")] { (name) }
+                        }
+                    }
+                    p.where { strong { (head.station) } span.server { (head.server) } }
+                    @if let Some(who) = &head.who {
+                        form.out method="post" action="/logout" { span.quiet { (who) } button type="submit" { "Log out" } }
+                    }
+                }
+                // What the script has to say; it stays when the rest is swapped.
+                p.banner #lost role="status" hidden {}
+                main {
+                    (self.stays)
+                    div #live tabindex="-1" data-every=[self.every_s] { (self.part(head)) }
+                }
+                footer {
+                    p { "Steward " (env!("CARGO_PKG_VERSION")) ". This page is for watching; orders are given with " code { "steward run" } "." }
+                    nav aria-label="For programs" {
+                        a href="/api/v1/openapi.json" { "API" } a href="/metrics" { "metrics" } a href="/readyz" { "readiness" }
+                    }
+                }
+            },
+        )
+    }
+}
+
+fn frame(title: &str, refreshed: bool, body: Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -31,57 +122,55 @@ pub fn document(snapshot: &Snapshot) -> Markup {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "Steward · " (snapshot.station) }
+                title { "Steward · " (title) }
                 link rel="icon" href="/assets/icon.svg" type="image/svg+xml";
                 link rel="stylesheet" href="/assets/style.css";
                 script src="/assets/live.js" defer {}
-                noscript { meta http-equiv="refresh" content=(REFRESH_S); }
+                @if refreshed { noscript { meta http-equiv="refresh" content=(REFRESH_S); } }
             }
-            body {
-                a.skip href="#nodes" { "Skip to the nodes" }
-                header.top {
-                    p.brand { img src="/assets/icon.svg" alt="" width="24" height="24"; "Steward" }
-                    p.where { strong { (snapshot.station) } span.server { (snapshot.server) } }
-                }
-                // What the script has to say; it stays when the rest is swapped.
-                p.banner #lost role="status" hidden {}
-                main #live { (fragment(snapshot)) }
-                footer {
-                    p { "Steward " (env!("CARGO_PKG_VERSION")) ". This page is for watching; orders are given with " code { "steward run" } "." }
-                    nav aria-label="For programs" {
-                        a href="/api/v1/nodes" { "nodes" } a href="/api/v1/jobs" { "jobs" } a href="/api/v1/events" { "events" }
-                        a href="/metrics" { "metrics" } a href="/readyz" { "readiness" }
-                    }
-                }
-            }
+            body { (body) }
         }
     }
 }
 
-/// The part that is swapped.
-pub fn fragment(snapshot: &Snapshot) -> Markup {
-    html! {
-        (standing(snapshot))
-        @if !matches!(snapshot.freshness, Freshness::Empty { .. }) {
-            (overview(snapshot))
-            (parts::nodes(snapshot))
-            (parts::jobs(snapshot))
-            (parts::events(snapshot))
-        }
-    }
+/// Where a person shows his token.
+pub(crate) fn log_in(station: &NodeName, problem: Option<&str>) -> Markup {
+    frame(
+        "Log in",
+        false,
+        html! {
+            main.log-in {
+                p.brand { img src="/assets/icon.svg" alt="" width="24" height="24"; "Steward" }
+                h1 { "Log in to " (station) }
+                @if let Some(problem) = problem { p.banner role="alert" { (problem) } }
+                form method="post" action="/login" {
+                    label for="token" { "Token" }
+                    input #token name="token" type="password" autocomplete="current-password" required autofocus;
+                    button.main type="submit" { "Log in" }
+                }
+                p.quiet { "On the station's host, " code { "steward station token add NAME" } " makes one." }
+            }
+        },
+    )
+}
+
+/// Something that cannot be shown, and why.
+pub(crate) fn problem(tab: Tab, title: &str, text: &str) -> Page {
+    let changes = html! { section.empty { h1 { (title) } p.why { (text) } } };
+    Page { tab, title: title.to_owned(), stays: html! {}, changes, every_s: None }
 }
 
 /// Whether what follows can be relied on.
-fn standing(snapshot: &Snapshot) -> Markup {
-    match &snapshot.freshness {
+fn standing(head: &Head) -> Markup {
+    match &head.freshness {
         Freshness::Live => html! {
-            p.standing { span.dot aria-hidden="true" {} span { "Live, as of " (clock_time(snapshot.now)) } }
+            p.standing { span.dot aria-hidden="true" {} span { "Live, as of " (clock_time(head.now)) } }
         },
         Freshness::Stale { reason, age } => html! {
             p.banner {
                 strong { "Not up to date: " } (reason) ". What follows was last confirmed "
-                @if let Some(as_of) = snapshot.as_of { "at " (clock_time(as_of)) ", " }
-                (human_duration(std::time::Duration::from_secs(age.as_secs()))) " ago."
+                @if let Some(as_of) = head.as_of { "at " (clock_time(as_of)) ", " }
+                (human_duration(Duration::from_secs(age.as_secs()))) " ago."
             }
         },
         Freshness::Empty { reason } => html! {
@@ -90,27 +179,6 @@ fn standing(snapshot: &Snapshot) -> Markup {
                 p { "This station has not seen the fleet so far: " (reason) ". It goes on trying by itself." }
             }
         },
-    }
-}
-
-fn overview(snapshot: &Snapshot) -> Markup {
-    // Those that nobody is ever in would only take room.
-    let always = [NodeState::Online, NodeState::Degraded, NodeState::Offline, NodeState::Unknown];
-    let count_of =
-        |state| snapshot.node_counts.iter().find(|(known, _)| *known == state).map_or(0, |(_, count)| *count);
-    let others = [NodeState::Pending, NodeState::Revoked].into_iter().filter(|state| count_of(*state) > 0);
-    html! {
-        section.overview aria-labelledby="fleet" {
-            h1 #fleet { (plural(snapshot.node_total(), "node", "nodes")) }
-            dl.tiles {
-                @for state in always.into_iter().chain(others) {
-                    div.tile.(state.as_str()).zero[count_of(state) == 0] {
-                        dt { (parts::mark(state)) (state) }
-                        dd { (count_of(state)) }
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! One lock, held for short pure work only. The watcher writes; HTTP reads.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use message::{NodeName, Timestamp};
+use serde_json::json;
 
-use crate::snapshot::{Freshness, Snapshot};
+use crate::freshness::Freshness;
+use crate::hub::{Hub, Topic};
 use crate::view::{BrokerClock, View};
 
 /// A view that the broker has not confirmed for this long is not what one should decide by.
@@ -23,6 +25,7 @@ pub(crate) struct Counters {
     pub(crate) rejected_jobs: u64,
     pub(crate) rejected_nodes: u64,
     pub(crate) rejected_life_signs: u64,
+    pub(crate) rejected_facts: u64,
     /// How often everything was read anew.
     pub(crate) readings: u64,
 }
@@ -43,7 +46,7 @@ pub(crate) struct Status {
     pub(crate) knocking: Option<u64>,
     pub(crate) counters: Counters,
     /// Up to which sequence the messages of each source are counted.
-    pub(crate) counted: [u64; 5],
+    pub(crate) counted: [u64; 6],
 }
 
 impl Status {
@@ -57,7 +60,7 @@ impl Status {
             confirmed: None,
             knocking: None,
             counters: Counters::default(),
-            counted: [0; 5],
+            counted: [0; 6],
         }
     }
 
@@ -92,32 +95,6 @@ impl Status {
         let told = if self.freshness(at) == Freshness::Live { now } else { clock.now };
         Some((now, BrokerClock { now: told, ..clock }))
     }
-
-    /// What a page shows, with so many of each at most.
-    pub(crate) fn snapshot(&self, about: &About, at: Instant, limits: Limits) -> Snapshot {
-        let mut snapshot = Snapshot {
-            station: about.station.clone(),
-            server: about.server.clone(),
-            freshness: self.freshness(at),
-            now: Timestamp::default(),
-            as_of: None,
-            node_counts: Vec::new(),
-            nodes: Vec::new(),
-            job_total: 0,
-            jobs: Vec::new(),
-            events: Vec::new(),
-        };
-        if let (Some(view), Some((now, clock))) = (&self.view, self.clocks(at)) {
-            snapshot.now = now;
-            snapshot.as_of = Some(clock.now);
-            snapshot.node_counts = view.node_counts(clock);
-            snapshot.nodes = view.nodes(clock, now, limits.nodes);
-            snapshot.job_total = view.jobs.len();
-            snapshot.jobs = view.jobs.newest(limits.jobs);
-            snapshot.events = view.events.newest(limits.events);
-        }
-        snapshot
-    }
 }
 
 /// What does not change.
@@ -131,28 +108,41 @@ pub(crate) struct About {
     pub(crate) started: Timestamp,
 }
 
-/// How much is taken out at most.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) nodes: usize,
-    pub(crate) jobs: usize,
-    pub(crate) events: usize,
-}
-
 /// The status, shared.
 pub(crate) struct Shared {
     status: RwLock<Status>,
     pub(crate) about: About,
+    /// How the receivers of events stand.
+    pub(crate) received: Arc<crate::receive::Counts>,
+    /// What is told to those who follow.
+    pub(crate) hub: Hub,
+    /// How the alerts stand.
+    pub(crate) alerts: crate::alert::Counts,
 }
 
 impl Shared {
     pub(crate) fn new(about: About) -> Self {
-        Self { status: RwLock::new(Status::new()), about }
+        Self {
+            status: RwLock::new(Status::new()),
+            about,
+            received: Arc::default(),
+            hub: Hub::new(),
+            alerts: crate::alert::Counts::default(),
+        }
     }
 
     // A reader or writer that panicked has left whole values behind: each write is one step of a fold.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Status> {
         self.status.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells those who follow whether the view can be relied on, if that has changed.
+    pub(crate) fn tell_standing(&self) {
+        let told = match self.read().freshness(Instant::now()) {
+            Freshness::Live => json!({"live": true}),
+            Freshness::Stale { reason, .. } | Freshness::Empty { reason } => json!({"live": false, "reason": reason}),
+        };
+        self.hub.tell_if_new(Topic::Status, told.to_string());
     }
 
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Status> {

@@ -3,6 +3,7 @@
 //! A session reads everything into a fresh view, then follows. It ends when the link was down, the broker began with
 //! an empty memory, or the list of operators changed; the old view stays in sight until the next one is whole.
 
+mod checked;
 mod feeds;
 mod session;
 
@@ -14,6 +15,7 @@ use fleet::Fleet;
 use tokio_util::sync::CancellationToken;
 
 use crate::status::Shared;
+pub(crate) use feeds::latest;
 use session::Session;
 
 /// Between two attempts to read everything.
@@ -33,6 +35,7 @@ pub(crate) async fn keep(fleet: Fleet, shared: Arc<Shared>, cancel: Cancellation
                 status.following = false;
                 status.doing = format!("no broker answers at {}", shared.about.server);
             }
+            shared.tell_standing();
             tokio::select! {
                 () = cancel.cancelled() => return,
                 changed = link.changed() => if changed.is_err() { return },
@@ -50,6 +53,7 @@ pub(crate) async fn keep(fleet: Fleet, shared: Arc<Shared>, cancel: Cancellation
             status.following = false;
             status.doing.clone_from(&followed.reason);
         }
+        shared.tell_standing();
         if followed.whole {
             pause = PAUSE_MIN;
             tracing::info!(reason = followed.reason, "everything is read anew");

@@ -12,28 +12,32 @@ use super::Site;
 
 /// Only files of this site, and nobody may frame it.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
-    base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 
 /// What every answer carries.
 const HEADERS: [(HeaderName, &str); 7] = [
     (header::CONTENT_SECURITY_POLICY, POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // Nobody else learns what was looked at; the site itself learns that a form was its own.
+    (header::REFERRER_POLICY, "same-origin"),
     (header::X_FRAME_OPTIONS, "DENY"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-/// Lets reading requests for this host through.
+/// Lets requests for this host through: those that read, and from its own pages the two that log in and out.
 pub(super) async fn guard(State(site): State<Arc<Site>>, request: Request, next: Next) -> Response {
-    let refusal = if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let changes = request.method() == Method::POST && matches!(request.uri().path(), "/login" | "/logout");
+    let refusal = if !changes && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let allow = [(header::ALLOW, "GET, HEAD")];
         Some((StatusCode::METHOD_NOT_ALLOWED, allow, "this site is for reading: GET or HEAD\n").into_response())
-    } else if !is_meant_for_us(request.uri(), request.headers()) {
-        let text =
-            "this station answers to localhost, 127.0.0.1 and [::1] only: its address was reached by another name\n";
+    } else if !is_meant_for_us(request.uri(), request.headers(), &site.names) {
+        let text = "this station is reached by a name that is not its own: it answers to localhost, 127.0.0.1 and [::1], \
+            and to those given with --http-name\n";
         Some((StatusCode::FORBIDDEN, text).into_response())
+    } else if changes && !is_from_here(request.headers()) {
+        Some((StatusCode::FORBIDDEN, "this comes from another site\n").into_response())
     } else {
         None
     };
@@ -51,25 +55,44 @@ pub(super) async fn guard(State(site): State<Arc<Site>>, request: Request, next:
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
+    if site.secure {
+        let year = HeaderValue::from_static("max-age=31536000");
+        response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, year);
+    }
     response
 }
 
-/// A foreign site whose name was made to point at this address (DNS rebinding) sends its own name as the host.
-fn is_meant_for_us(uri: &Uri, headers: &HeaderMap) -> bool {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
-    host.to_str().is_ok_and(is_local) && uri.authority().is_none_or(|authority| is_local(authority.as_str()))
+/// Whether a form was sent from a page of this site, as browsers tell; programs tell nothing.
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if headers.contains_key("sec-fetch-site") {
+        return matches!(text("sec-fetch-site"), Some("same-origin" | "none"));
+    }
+    if !headers.contains_key("origin") {
+        return true;
+    }
+    let origin = text("origin").and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    origin.is_some() && origin == text("host")
 }
 
-/// `localhost`, `127.0.0.1` or `[::1]`, with or without a port.
-fn is_local(host: &str) -> bool {
+/// A foreign site whose name was made to point at this address (DNS rebinding) sends its own name as the host.
+fn is_meant_for_us(uri: &Uri, headers: &HeaderMap, names: &[String]) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    host.to_str().is_ok_and(|host| is_ours(host, names))
+        && uri.authority().is_none_or(|authority| is_ours(authority.as_str(), names))
+}
+
+/// `localhost`, `127.0.0.1`, `[::1]` or one of `names`, with or without a port.
+fn is_ours(host: &str, names: &[String]) -> bool {
     let bracket = host.find(']').map_or(0, |end| end + 1);
     let (name, port) = match host.get(bracket..).and_then(|rest| rest.find(':')) {
         Some(colon) => host.split_at(bracket + colon),
         None => (host, ""),
     };
     let port_ok = port.is_empty() || port.strip_prefix(':').is_some_and(|digits| digits.parse::<u16>().is_ok());
-    port_ok && (name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]")
+    let local = name.eq_ignore_ascii_case("localhost") || name == "127.0.0.1" || name == "[::1]";
+    port_ok && (local || names.iter().any(|own| own.eq_ignore_ascii_case(name)))
 }
 
 #[cfg(test)]
@@ -97,7 +120,8 @@ mod tests {
     #[case("[::1]evil", false)]
     #[case("]", false)]
     fn only_this_host_s_own_names_pass(#[case] host: &str, #[case] passes: bool) {
-        assert_eq!(is_local(host), passes);
+        assert_eq!(is_ours(host, &[]), passes);
+        assert!(is_ours("Hub.example:8420", &["hub.example".to_owned()]));
     }
 
     #[test]
@@ -107,11 +131,29 @@ mod tests {
             for host in hosts {
                 headers.append(header::HOST, HeaderValue::from_static(host));
             }
-            is_meant_for_us(&Uri::from_static(uri), &headers)
+            is_meant_for_us(&Uri::from_static(uri), &headers, &[])
         };
         assert!(with(&["localhost:1"], "/"));
         assert!(!with(&[], "/"));
         assert!(!with(&["localhost", "evil.example"], "/"));
         assert!(!with(&["localhost"], "http://evil.example/"));
+    }
+
+    #[test]
+    fn a_form_of_another_site_is_told_from_one_s_own() {
+        let with = |pairs: &[(&'static str, &'static str)]| {
+            let pairs =
+                pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            is_from_here(&pairs.collect())
+        };
+        assert!(with(&[]), "a program");
+        assert!(with(&[("sec-fetch-site", "same-origin"), ("origin", "null")]));
+        assert!(with(&[("origin", "http://localhost:1"), ("host", "localhost:1")]));
+        for foreign in ["cross-site", "same-site", "x"] {
+            assert!(!with(&[("sec-fetch-site", foreign)]));
+        }
+        for origin in ["null", "http://evil.example", "http://localhost:2"] {
+            assert!(!with(&[("origin", origin), ("host", "localhost:1")]), "{origin}");
+        }
     }
 }

@@ -2,16 +2,18 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +23,8 @@ use super::{Site, router};
 const CONNECTIONS_MAX: usize = 128;
 /// How long a request line and its headers may take, also the first ones of a connection.
 const HEADERS_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long TLS may take to begin.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// What a request line and its headers may take of memory.
 const HEADERS_BYTES_MAX: usize = 16 * 1024;
 const HEADERS_MAX: usize = 64;
@@ -28,9 +32,25 @@ const HEADERS_MAX: usize = 64;
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(60);
 /// How long it may then take to end.
 const CLOSING_MAX: Duration = Duration::from_secs(5);
+/// How long it may go on if what it carries is a stream of changes.
+const STREAM_TIME_MAX: Duration = Duration::from_secs(3600);
+
+/// Set by a handler whose answer goes on and on.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Streaming(Arc<AtomicBool>);
+
+impl Streaming {
+    pub(crate) fn begin(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn has_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// Serves until it is stopped, then lets the answers that have begun end.
-pub(crate) async fn serve(listener: TcpListener, site: Arc<Site>, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, site: Arc<Site>, stop: CancellationToken) {
     let (slots, connections) = (Arc::new(Semaphore::new(CONNECTIONS_MAX)), TaskTracker::new());
     let router = router(Arc::clone(&site));
     loop {
@@ -44,10 +64,18 @@ pub(crate) async fn serve(listener: TcpListener, site: Arc<Site>, stop: Cancella
         };
         match accepted {
             (slot, Ok((stream, _))) => {
-                let (router, stop, site) = (router.clone(), stop.clone(), Arc::clone(&site));
+                let _ = stream.set_nodelay(true); // only costs time
+                let (router, tls, stop, site) = (router.clone(), tls.clone(), stop.clone(), Arc::clone(&site));
                 connections.spawn(async move {
                     site.counts.connections.fetch_add(1, Ordering::Relaxed);
-                    converse(stream, router, stop).await;
+                    match tls {
+                        None => converse(stream, router, stop).await,
+                        Some(tls) => match timeout(HANDSHAKE_MAX, tls.accept(stream)).await {
+                            Ok(Ok(stream)) => converse(stream, router, stop).await,
+                            Ok(Err(error)) => tracing::debug!(%error, "a connection did not come to TLS"),
+                            Err(_) => tracing::debug!("a connection took too long to come to TLS"),
+                        },
+                    }
                     site.counts.connections.fetch_sub(1, Ordering::Relaxed);
                     drop(slot);
                 });
@@ -64,20 +92,26 @@ pub(crate) async fn serve(listener: TcpListener, site: Arc<Site>, stop: Cancella
     let _ = timeout(CLOSING_MAX, connections.wait()).await; // what does not end by then is cut off
 }
 
-async fn converse(stream: TcpStream, router: Router, stop: CancellationToken) {
-    let _ = stream.set_nodelay(true); // only costs time
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, router: Router, stop: CancellationToken) {
     let mut settings = http1::Builder::new();
     settings
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIME_MAX)
         .max_buf_size(HEADERS_BYTES_MAX)
         .max_headers(HEADERS_MAX);
+    let streaming = Streaming::default();
+    let router = router.layer(Extension(streaming.clone()));
     let mut connection = pin!(settings.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = async { tokio::select! { () = stop.cancelled() => {}, () = sleep(CONNECTION_TIME_MAX) => {} } } => {
             connection.as_mut().graceful_shutdown();
-            timeout(CLOSING_MAX, connection).await.unwrap_or(Ok(()))
+            let most = if streaming.has_begun() && !stop.is_cancelled() { STREAM_TIME_MAX } else { CLOSING_MAX };
+            tokio::select! {
+                ended = timeout(most, connection.as_mut()) => ended.unwrap_or(Ok(())),
+                // Streams end by themselves then.
+                () = async { stop.cancelled().await; sleep(CLOSING_MAX).await } => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {

@@ -1,19 +1,17 @@
-//! The tables of the page.
+//! What several pages are made of.
 
 use std::time::Duration;
 
-use fleet::{EventLine, JobSummary, Node};
+use fleet::EventLine;
 use maud::{Markup, html};
 use message::units::human_duration;
 use message::{NodeState, State, Timestamp};
 use serde_json::{Map, Value};
 
-use crate::snapshot::Snapshot;
-
 /// What is shown of a text that somebody else wrote.
 const TEXT_CHARACTERS_MAX: usize = 400;
 /// The length of a bar, in units of its drawing.
-const BAR: u32 = 1_000;
+const BAR: u64 = 1_000;
 
 /// A shape for a state, so that colour is not all that tells it.
 pub(super) fn mark(state: NodeState) -> Markup {
@@ -31,135 +29,62 @@ pub(super) fn mark(state: NodeState) -> Markup {
     }
 }
 
-pub(super) fn nodes(snapshot: &Snapshot) -> Markup {
-    let total = snapshot.node_total();
+/// The state of a node, with its reason.
+pub(super) fn state(state: NodeState, reason: Option<&str>) -> Markup {
     html! {
-        section aria-labelledby="nodes" {
-            h2 #nodes tabindex="-1" { "Nodes" }
-            @if snapshot.nodes.len() < total {
-                p.note { (snapshot.nodes.len()) " of " (total) " are shown, those that need attention first. " code { "steward node ls" } " lists all." }
-            }
-            @if snapshot.nodes.is_empty() {
-                p.none { "No node is enrolled yet. " code { "steward node enroll NAME --out FILE" } " enrols one." }
-            } @else {
-                (table("nodes", &["Name", "State", "Last seen", "Version", "Processes", "Running / waiting", "Labels"], html! {
-                    @for node in &snapshot.nodes { (self::node(node, snapshot.now)) }
-                }))
-            }
-        }
+        span.state.(state.as_str()) { (mark(state)) (state) }
+        @if let Some(reason) = reason { span.reason { (cut(reason)) } }
     }
 }
 
-fn node(node: &Node, now: Timestamp) -> Markup {
-    let sign = node.sign.as_ref();
-    let state = node.vitality.state;
-    html! {
-        tr role="row" {
-            th.name scope="row" role="rowheader" { (node.name()) }
-            (wide("State", html! {
-                span.state.(state.as_str()) { (mark(state)) (state) }
-                @if let Some(reason) = &node.vitality.reason { span.reason { (cut(reason)) } }
-            }))
-            (cell("Last seen", match node.last_seen { Some(seen) => age(seen, now), None => html! { span.quiet { "never" } } }))
-            (cell("Version", html! { @if let Some(sign) = sign { (cut(&sign.version)) } @else { (nothing()) } }))
-            (number("Processes", html! { @if let Some(sign) = sign { (sign.processes) } @else { (nothing()) } }))
-            (number("Running / waiting", html! { @if let Some(sign) = sign { (sign.running) " / " (sign.waiting) } @else { (nothing()) } }))
-            (wide("Labels", html! {
-                @if node.record.labels.is_empty() { (nothing()) }
-                @for (key, value) in &node.record.labels {
-                    span.label { (cut(key)) @if !value.is_empty() { "=" (cut(value)) } } " "
-                }
-            }))
-        }
-    }
+/// The state of an order.
+pub(super) fn order_state(state: State) -> Markup {
+    html! { span.state.order.(state.as_str()) { (words(state)) } }
 }
 
-pub(super) fn jobs(snapshot: &Snapshot) -> Markup {
-    html! {
-        section aria-labelledby="jobs" {
-            h2 #jobs tabindex="-1" { "Latest jobs" }
-            @if snapshot.jobs.len() < snapshot.job_total {
-                p.note { "The " (snapshot.jobs.len()) " newest are shown. " code { "steward job ls" } " lists more." }
-            }
-            @if snapshot.jobs.is_empty() {
-                p.none { "Nothing was ordered yet. " code { "steward run --all -- uname -a" } " runs a program on every node." }
-            } @else {
-                (table("jobs", &["Job", "What", "Created", "How it stands"], html! {
-                    @for job in &snapshot.jobs { (self::job(job, snapshot.now)) }
-                }))
-            }
-        }
-    }
-}
-
-fn job(job: &JobSummary, now: Timestamp) -> Markup {
-    html! {
-        tr role="row" {
-            th.id scope="row" role="rowheader" { (job.job) }
-            (wide("What", html! { span.what { (job.method) span.domain { "/" (job.domain) } } span.reason { "by " (cut(&job.by)) } }))
-            (cell("Created", age(job.created_at, now)))
-            (wide("How it stands", html! {
-                (bar(job))
-                span.counts {
-                    @for (index, (state, count)) in job.counts.iter().enumerate() {
-                        @if index > 0 { ", " }
-                        (count) " " (words(*state))
-                    }
-                    @if job.counts.len() > 1 { " · " (job.targets) " in all" }
-                }
-            }))
-        }
-    }
-}
-
-/// How much of a job is in which state. The words beside it say the same.
-fn bar(job: &JobSummary) -> Markup {
-    let total = u64::from(job.counts.values().sum::<u32>().max(1));
+/// How much of a whole is what. The words beside it say the same.
+pub(super) fn bar<'a>(counts: impl Iterator<Item = (&'a str, u64)> + Clone) -> Markup {
+    let total = counts.clone().map(|(_, count)| count).sum::<u64>().max(1);
     let mut passed = 0_u64;
-    let at = |count: u64| u32::try_from(count * u64::from(BAR) / total).unwrap_or(BAR);
-    let pieces = job.counts.iter().map(|(state, count)| {
+    let at = |count: u64| count.saturating_mul(BAR) / total;
+    let pieces = counts.map(|(class, count)| {
         let from = at(passed);
-        passed += u64::from(*count);
-        (*state, from, at(passed) - from)
+        passed += count;
+        (class, from, at(passed) - from)
     });
     html! {
         svg.bar viewBox=(format!("0 0 {BAR} 10")) preserveAspectRatio="none" aria-hidden="true" focusable="false" {
-            @for (state, x, width) in pieces {
-                rect.(state.as_str()) x=(x) y="0" width=(width) height="10" {}
+            @for (class, x, width) in pieces {
+                rect.(class) x=(x) y="0" width=(width) height="10" {}
             }
         }
     }
 }
 
-pub(super) fn events(snapshot: &Snapshot) -> Markup {
-    html! {
-        section aria-labelledby="events" {
-            h2 #events tabindex="-1" { "Latest events" }
-            @if snapshot.events.is_empty() {
-                p.none { "Nothing was reported yet. " code { "steward event emit" } " reports something by hand." }
-            } @else {
-                (table("events", &["When", "From", "What", "Message"], html! {
-                    @for event in &snapshot.events { (self::event(event, snapshot.now)) }
-                }))
-            }
-        }
-    }
-}
-
-fn event(event: &EventLine, now: Timestamp) -> Markup {
-    html! {
-        tr role="row" {
-            (cell("When", age(event.at, now)))
-            (cell("From", html! {
-                @match &event.from {
-                    Some(from) => { (from) }
-                    None => { span.quiet title="No signature proves who sent it" { "unsigned" } }
+/// A table of events.
+pub(super) fn event_table(events: &[EventLine], now: Timestamp, from: bool) -> Markup {
+    let columns: &[&str] = if from { &["When", "From", "What", "Message"] } else { &["When", "What", "Message"] };
+    table(
+        "events",
+        columns,
+        html! {
+            @for event in events {
+                tr role="row" {
+                    (cell("When", age(event.at, now)))
+                    @if from {
+                        (cell("From", html! {
+                            @match &event.from {
+                                Some(from) => { a href=(format!("/nodes/{from}")) { (from) } }
+                                None => { span.quiet title="No signature proves who sent it" { "unsigned" } }
+                            }
+                        }))
+                    }
+                    (wide("What", html! { span.what { (event.method) span.domain { "/" (event.domain) } } }))
+                    td.message.wide role="cell" data-label="Message" { (message_of(&event.record)) }
                 }
-            }))
-            (wide("What", html! { span.what { (event.method) span.domain { "/" (event.domain) } } }))
-            td.message.wide role="cell" data-label="Message" { (message_of(&event.record)) }
-        }
-    }
+            }
+        },
+    )
 }
 
 /// What a record says: its message, or all of it.
@@ -172,7 +97,7 @@ fn message_of(record: &Map<String, Value>) -> String {
 
 /// A table that keeps its meaning for screen readers when narrow screens show it as cards. It can be scrolled by
 /// keyboard.
-fn table(name: &str, columns: &[&str], rows: Markup) -> Markup {
+pub(super) fn table(name: &str, columns: &[&str], rows: Markup) -> Markup {
     html! {
         div.scroll id=(format!("{name}-scroll")) tabindex="0" role="region" aria-labelledby=(name) {
             table.(name) role="table" aria-labelledby=(name) {
@@ -185,25 +110,25 @@ fn table(name: &str, columns: &[&str], rows: Markup) -> Markup {
     }
 }
 
-fn cell(label: &str, content: Markup) -> Markup {
+pub(super) fn cell(label: &str, content: Markup) -> Markup {
     html! { td role="cell" data-label=(label) { (content) } }
 }
 
 /// A cell that takes a whole line where rows are cards, and needs no label there.
-fn wide(label: &str, content: Markup) -> Markup {
+pub(super) fn wide(label: &str, content: Markup) -> Markup {
     html! { td.wide role="cell" data-label=(label) { (content) } }
 }
 
-fn number(label: &str, content: Markup) -> Markup {
+pub(super) fn number(label: &str, content: Markup) -> Markup {
     html! { td.number role="cell" data-label=(label) { (content) } }
 }
 
-fn nothing() -> Markup {
+pub(super) fn nothing() -> Markup {
     html! { span.quiet aria-label="not known" { "–" } }
 }
 
 /// How long ago something was; the time itself on hovering.
-fn age(at: Timestamp, now: Timestamp) -> Markup {
+pub(super) fn age(at: Timestamp, now: Timestamp) -> Markup {
     let age = Duration::from_secs(now.since(at).as_secs());
     let text = match age.as_secs() {
         0 => "now".to_owned(),
@@ -224,24 +149,58 @@ pub(super) fn plural(count: usize, one: &str, many: &str) -> String {
 }
 
 /// `timed_out` → `timed out`.
-fn words(state: State) -> String {
+pub(super) fn words(state: State) -> String {
     state.as_str().replace('_', " ")
 }
 
 /// The beginning of a text; control characters and those that turn the direction of writing become visible.
-fn cut(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(TEXT_CHARACTERS_MAX)
-        .map(|c| match c {
-            '\t' => ' ',
-            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => '\u{fffd}',
-            c if c.is_control() => '\u{fffd}',
-            c => c,
-        })
-        .collect();
+pub(super) fn cut(text: &str) -> String {
+    let mut shown = tame(text.chars().take(TEXT_CHARACTERS_MAX));
     if text.chars().nth(TEXT_CHARACTERS_MAX).is_some() {
         shown.push('…');
     }
     shown
+}
+
+/// A text of several lines, as long as it is.
+pub(super) fn tame_lines(text: &str) -> String {
+    text.split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => tame(line.strip_suffix('\r').unwrap_or(line).chars()) + "\n",
+            None => tame(line.chars()),
+        })
+        .collect()
+}
+
+fn tame(text: impl Iterator<Item = char>) -> String {
+    text.map(|c| match c {
+        '\t' => ' ',
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' => '\u{fffd}',
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    })
+    .collect()
+}
+
+/// A field of a form: a label and what can be typed in.
+pub(super) fn field(name: &str, label: &str, value: Option<&str>, hint: &str) -> Markup {
+    html! {
+        label.field { span { (label) } input name=(name) value=[value] placeholder=(hint) spellcheck="false" autocomplete="off"; }
+    }
+}
+
+/// A choice of a form.
+pub(super) fn choice<'a>(
+    name: &str,
+    label: &str,
+    value: Option<&str>,
+    options: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Markup {
+    html! {
+        label.field { span { (label) } select name=(name) {
+            @for (option, text) in options {
+                option value=(option) selected[value.unwrap_or_default() == option] { (text) }
+            }
+        } }
+    }
 }

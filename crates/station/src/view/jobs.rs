@@ -14,12 +14,16 @@ use message::{
     State, Timestamp,
 };
 
+use crate::alert::JobStanding;
+
 /// So many jobs are kept, the newest ones.
 pub(crate) const JOBS_MAX: usize = 200;
 /// So many open orders are kept in all; when there are more, the oldest jobs go first.
 const ORDERS_MAX: usize = 500_000;
 /// So many replies may wait for their job, and so many bytes of them.
 const EARLY_MAX: usize = 4096;
+/// So many nodes at which a job has failed are kept by name.
+const FAILED_MAX: usize = 1000;
 const EARLY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A reply as it arrived.
@@ -55,10 +59,14 @@ pub(crate) struct Jobs {
     open: usize,
     early: VecDeque<Answer>,
     early_bytes: usize,
+    /// Whether there may be orders whose node will never answer them.
+    pub(super) to_conclude: bool,
 }
 
 struct Job {
     summary: JobSummary,
+    /// Where it has come to a bad end, in the order in which that was heard; not more than [`FAILED_MAX`].
+    failed: Vec<NodeName>,
     /// The frozen list; empty once every order is settled.
     orders: HashMap<NodeName, Order>,
 }
@@ -103,8 +111,9 @@ impl Jobs {
             retry_of: record.retry_of.clone(),
         };
         self.open += orders.len();
+        self.to_conclude = true;
         self.by_age.insert((record.created, record.job.clone()));
-        self.jobs.insert(record.job.clone(), Job { summary, orders });
+        self.jobs.insert(record.job.clone(), Job { summary, failed: Vec::new(), orders });
         self.evict();
         self.admit(&record.job)
     }
@@ -128,6 +137,48 @@ impl Jobs {
         told
     }
 
+    /// Ends the orders to those whose word counts no more since the time that `silenced` tells: nobody will ever say what
+    /// became of them. To be called when all that is stored was folded in.
+    pub(super) fn conclude(&mut self, mut silenced: impl FnMut(&NodeName, &PublicKey) -> Option<Timestamp>) {
+        for job in self.jobs.values_mut().filter(|job| !job.orders.is_empty()) {
+            for (node, order) in &mut job.orders {
+                let before = order.history.state();
+                if let Some(at) = silenced(node, &order.key)
+                    && order.history.push(State::Interrupted, at).is_ok()
+                {
+                    job.summary.count(before, State::Interrupted);
+                    note_failure(&mut job.failed, node, State::Interrupted);
+                }
+            }
+            if job.is_settled() {
+                self.open = self.open.saturating_sub(std::mem::take(&mut job.orders).len());
+            }
+        }
+    }
+
+    /// How every job stands, for the alerts.
+    pub(crate) fn standings(&self) -> Vec<JobStanding> {
+        let standing = |job: &Job| {
+            let summary = &job.summary;
+            let count = |wanted: fn(State) -> bool| {
+                summary.counts.iter().filter(|(state, _)| wanted(**state)).map(|(_, count)| *count).sum::<u32>()
+            };
+            JobStanding {
+                job: summary.job.to_string(),
+                created: summary.created_at,
+                by: summary.by.clone(),
+                method: summary.method.to_string(),
+                domain: summary.domain.to_string(),
+                retry_of: summary.retry_of.as_ref().map(ToString::to_string),
+                targets: summary.targets,
+                bad: count(is_failure),
+                failed: job.failed.clone(),
+                is_well: count(|state| state == State::Succeeded) == summary.targets,
+            }
+        };
+        self.jobs.values().map(standing).collect()
+    }
+
     /// How many jobs there are.
     pub(crate) fn len(&self) -> usize {
         self.jobs.len()
@@ -137,6 +188,11 @@ impl Jobs {
     pub(crate) fn newest(&self, limit: usize) -> Vec<JobSummary> {
         let newest = self.by_age.iter().rev().take(limit);
         newest.filter_map(|(_, job)| self.jobs.get(job)).map(|job| job.summary.clone()).collect()
+    }
+
+    /// How a job stands, if it is here.
+    pub(crate) fn summary(&self, job: &JobId) -> Option<JobSummary> {
+        self.jobs.get(job).map(|job| job.summary.clone())
     }
 
     pub(super) fn order_counts(&self) -> BTreeMap<State, u64> {
@@ -180,6 +236,17 @@ impl Jobs {
     }
 }
 
+/// Whether nobody wanted it to end like this.
+const fn is_failure(state: State) -> bool {
+    matches!(state, State::Failed | State::TimedOut | State::Expired | State::Rejected | State::Interrupted)
+}
+
+fn note_failure(failed: &mut Vec<NodeName>, node: &NodeName, state: State) {
+    if is_failure(state) && failed.len() < FAILED_MAX {
+        failed.push(node.clone());
+    }
+}
+
 impl Job {
     fn is_settled(&self) -> bool {
         self.summary.counts.keys().all(|state| state.is_terminal())
@@ -215,13 +282,8 @@ impl Job {
             Merge::Stale => Told::Nothing,
             Merge::Contradiction => doubt(format!("it says {}, but it had said {before}", reply.state())),
             Merge::Newer => {
-                let after = order.history.state();
-                let counts = &mut self.summary.counts;
-                if let Some(count) = counts.get_mut(&before) {
-                    *count = count.saturating_sub(1);
-                }
-                *counts.entry(after).or_insert(0) += 1;
-                counts.retain(|_, count| *count > 0);
+                self.summary.count(before, order.history.state());
+                note_failure(&mut self.failed, node, order.history.state());
                 Told::Newer
             }
         }

@@ -1,10 +1,9 @@
-use message::job::JobKind;
 use message::reply::ReplyKind;
 use message::{Timestamp, Token, WIRE_VERSION};
 use nkeys::KeyPair;
 
 use super::*;
-use crate::made_up::key;
+use crate::made_up::{job_record, key, order};
 
 fn name(name: &str) -> NodeName {
     NodeName::new(name).unwrap()
@@ -12,37 +11,6 @@ fn name(name: &str) -> NodeName {
 
 fn id(number: u64) -> JobId {
     JobId::new(number, 0)
-}
-
-fn record(job: &JobId) -> JobRecord {
-    JobRecord {
-        v: WIRE_VERSION,
-        kind: JobKind::Job,
-        job: job.clone(),
-        from: name("central"),
-        by: "admin".into(),
-        method: Token::method("shellcommand").unwrap(),
-        domain: Token::domain("operatingsystem").unwrap(),
-        args: None,
-        secrets: Vec::new(),
-        created: Timestamp::from_ms(i64::try_from(job.ms()).unwrap()),
-        expires: Timestamp::from_ms(1),
-        timeout_ms: 1,
-        targets: 1,
-        chunks: Vec::new(),
-        inline: None,
-        retry_of: None,
-    }
-}
-
-fn order(node: &str, key: &KeyPair) -> SealedOrder {
-    SealedOrder {
-        node: name(node),
-        key: PublicKey::of(key),
-        id: OrderId::from_bytes([5; 16]),
-        order: String::new(),
-        signature: String::new(),
-    }
 }
 
 fn answer(job: &JobId, node: &str, states: &[State], key: &KeyPair) -> Answer {
@@ -79,7 +47,7 @@ const RUN: [State; 3] = [State::Delivered, State::Running, State::Succeeded];
 #[test]
 fn replies_move_orders_from_state_to_state_in_whatever_order_they_come() {
     let (job, mut jobs) = (id(1), Jobs::default());
-    jobs.add(&record(&job), vec![order("ship1", &key(1)), order("ship2", &key(2))]);
+    jobs.add(&job_record(&job), vec![order("ship1", &key(1)), order("ship2", &key(2))]);
     assert_eq!(counts(&jobs, &job), [(State::Queued, 2)]);
     assert_eq!(jobs.answer(answer(&job, "ship1", &RUN[..2], &key(1))), Told::Newer);
     assert_eq!(jobs.answer(answer(&job, "ship1", &RUN[..1], &key(1))), Told::Nothing);
@@ -96,7 +64,7 @@ fn replies_move_orders_from_state_to_state_in_whatever_order_they_come() {
 #[test]
 fn a_forged_a_foreign_and_a_contradicting_reply_are_rejected() {
     let (job, mut jobs) = (id(1), Jobs::default());
-    jobs.add(&record(&job), vec![order("ship1", &key(1)), order("ship2", &key(2))]);
+    jobs.add(&job_record(&job), vec![order("ship1", &key(1)), order("ship2", &key(2))]);
     let rejected =
         |told: Told, says: &str| assert!(matches!(&told, Told::Rejected(reason) if reason.contains(says)), "{told:?}");
     rejected(jobs.answer(answer(&job, "ship1", &RUN, &key(2))), "the node's key is");
@@ -119,7 +87,7 @@ fn a_reply_that_overtakes_its_job_waits_for_it() {
     assert_eq!(jobs.answer(answer(&job, "ship1", &RUN, &key(2))), Told::Early);
     assert_eq!(jobs.answer(answer(&id(2), "ship1", &RUN, &key(1))), Told::Early);
     // Of the two that waited one is forged; whether it is told depends on which comes first.
-    jobs.add(&record(&job), vec![order("ship1", &key(1))]);
+    jobs.add(&job_record(&job), vec![order("ship1", &key(1))]);
     assert_eq!(counts(&jobs, &job), [(State::Succeeded, 1)]);
     assert_eq!((jobs.early.len(), jobs.early_bytes), (1, jobs.early[0].payload.len()));
 }
@@ -143,7 +111,7 @@ fn what_waits_is_bounded() {
 fn only_the_newest_jobs_are_kept() {
     let mut jobs = Jobs::default();
     for number in 10..10 + JOBS_MAX as u64 + 3 {
-        jobs.add(&record(&id(number)), vec![order("ship1", &key(1))]);
+        jobs.add(&job_record(&id(number)), vec![order("ship1", &key(1))]);
     }
     assert_eq!((jobs.len(), jobs.open), (JOBS_MAX, JOBS_MAX));
     assert!(!jobs.wants(&id(5)) && jobs.wants(&id(1_000)));

@@ -1,9 +1,11 @@
 //! The streams that the view is made of, each opened when it is its turn, and heard all together.
 
-use bus::kv::{JOBS, NODES, PRESENCE};
+use bus::kv::{FACTS, JOBS, NODES, PRESENCE};
 use bus::{Bus, BusError, Message, Scan, Start, Tail};
-use fleet::{EventFilter, EventLine, Events, Fleet, FleetError, Since};
+use fleet::{EventFilter, Events, Fleet, FleetError, Newest, Since};
 use message::Timestamp;
+
+use crate::view::EVENTS_MAX;
 
 /// The streams of answers and events.
 const REPLIES: &str = "REPLIES";
@@ -17,6 +19,7 @@ const WINDOWS_S: [i64; 7] = [10, 60, 600, 3_600, 6 * 3_600, 24 * 3_600, 7 * 24 *
 pub(super) enum Source {
     Nodes,
     Presence,
+    Facts,
     Jobs,
     Replies,
     Events,
@@ -24,12 +27,14 @@ pub(super) enum Source {
 
 impl Source {
     /// In the order of reading: what comes later is judged by what came before.
-    pub(super) const ALL: [Self; 5] = [Self::Nodes, Self::Presence, Self::Jobs, Self::Replies, Self::Events];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Nodes, Self::Presence, Self::Facts, Self::Jobs, Self::Replies, Self::Events];
 
     pub(super) const fn noun(self) -> &'static str {
         match self {
             Self::Nodes => "nodes",
             Self::Presence => "life signs",
+            Self::Facts => "facts",
             Self::Jobs => "jobs",
             Self::Replies => "replies",
             Self::Events => "events",
@@ -40,7 +45,7 @@ impl Source {
 /// Something that came.
 pub(super) enum Heard {
     Message(Source, Message),
-    Event(EventLine),
+    Events(Newest),
 }
 
 /// The sources that are open.
@@ -48,6 +53,7 @@ pub(super) enum Heard {
 pub(super) struct Feeds {
     nodes: Option<Tail>,
     presence: Option<Tail>,
+    facts: Option<Tail>,
     jobs: Option<Tail>,
     replies: Option<Tail>,
     events: Option<Events>,
@@ -62,6 +68,7 @@ impl Feeds {
         let slot = match source {
             Source::Nodes => &mut self.nodes,
             Source::Presence => &mut self.presence,
+            Source::Facts => &mut self.facts,
             Source::Jobs => &mut self.jobs,
             Source::Replies => &mut self.replies,
             Source::Events => {
@@ -78,6 +85,7 @@ impl Feeds {
         let (stream, filter, start) = match source {
             Source::Nodes => (bucket(NODES), format!("$KV.{NODES}.*"), Start::LastPerSubject),
             Source::Presence => (bucket(PRESENCE), format!("$KV.{PRESENCE}.*"), Start::LastPerSubject),
+            Source::Facts => (bucket(FACTS), format!("$KV.{FACTS}.*"), Start::LastPerSubject),
             Source::Replies => (REPLIES.to_owned(), "*.reply.*.*".to_owned(), self.jobs_from.unwrap_or(Start::New)),
             Source::Jobs | Source::Events => {
                 let filter = format!("$KV.{JOBS}.*");
@@ -95,9 +103,10 @@ impl Feeds {
         tokio::select! {
             message = tail(self.nodes.as_mut()) => Ok(Heard::Message(Source::Nodes, message?)),
             message = tail(self.presence.as_mut()) => Ok(Heard::Message(Source::Presence, message?)),
+            message = tail(self.facts.as_mut()) => Ok(Heard::Message(Source::Facts, message?)),
             message = tail(self.jobs.as_mut()) => Ok(Heard::Message(Source::Jobs, message?)),
             message = tail(self.replies.as_mut()) => Ok(Heard::Message(Source::Replies, message?)),
-            line = event(self.events.as_mut()) => Ok(Heard::Event(line?)),
+            newest = event(self.events.as_mut()) => Ok(Heard::Events(newest?)),
         }
     }
 }
@@ -109,10 +118,11 @@ async fn tail(tail: Option<&mut Tail>) -> Result<Message, BusError> {
     }
 }
 
-async fn event(events: Option<&mut Events>) -> Result<EventLine, FleetError> {
+async fn event(events: Option<&mut Events>) -> Result<Newest, FleetError> {
     match events {
-        Some(events) => match events.next().await? {
-            Some(line) => Ok(line),
+        // Of a flood only so many are shown: the others need not be read.
+        Some(events) => match events.next_newest(EVENTS_MAX).await? {
+            Some(newest) => Ok(newest),
             None => Err(BusError::Disconnected.into()),
         },
         None => std::future::pending().await,
@@ -124,7 +134,7 @@ fn bucket(name: &str) -> String {
 }
 
 /// From when on about the `most` newest messages of a stream are read: the smallest window that holds as many.
-async fn latest(bus: &Bus, stream: &str, filter: &str, most: usize) -> Result<Start, BusError> {
+pub(crate) async fn latest(bus: &Bus, stream: &str, filter: &str, most: usize) -> Result<Start, BusError> {
     let enough = u64::try_from(most).unwrap_or(u64::MAX);
     let filters = [filter.to_owned()];
     // The broker's time, not this machine's, is what it stores by.

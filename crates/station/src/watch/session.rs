@@ -1,17 +1,22 @@
 //! One reading of everything, and what follows it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bus::kv::{JOBS, META, PRESENCE, is_deletion, key_of};
+use bus::kv::{FACTS, JOBS, META, PRESENCE, is_deletion, key_of};
 use bus::{BusError, Message};
 use fleet::{Fleet, FleetError};
+use futures::FutureExt;
 use message::job::chunk_key;
 use message::{JobId, JobRecord, SealedOrder};
+use tokio::task::unconstrained;
 use tokio::time::timeout;
 
+use super::checked::{AT_ONCE, Checked, Checking};
 use super::feeds::{Feeds, Heard, Source};
 use crate::believe::{self, Written};
+use crate::hub::Topic;
 use crate::status::{Counters, Shared};
 use crate::view::{Answer, BrokerClock, EVENTS_MAX, JOBS_MAX, Told, View};
 
@@ -19,6 +24,10 @@ use crate::view::{Answer, BrokerClock, EVENTS_MAX, JOBS_MAX, Told, View};
 const PULSE: Duration = Duration::from_secs(4);
 /// After so long without a message a source counts as read: entries may vanish after they were counted.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// How jobs stand is told so often at most: a large one changes with every answer.
+const JOBS_TOLD_EVERY: Duration = Duration::from_millis(500);
+/// So many nodes whose state has changed are told one by one; when there are more, that much has changed.
+const TOLD_MAX: usize = 500;
 /// Events are not counted beforehand: they are read until it is quiet, or for so long.
 const EVENTS_QUIET: Duration = Duration::from_millis(200);
 const EVENTS_READING_MAX: Duration = Duration::from_secs(2);
@@ -39,7 +48,9 @@ pub(super) struct Session {
     /// The view while it is not whole; then it is in sight of everyone.
     growing: Option<View>,
     /// The last sequence seen of each source.
-    seen: [u64; 5],
+    seen: [u64; 6],
+    /// Jobs that stand otherwise than was told last.
+    stirred: BTreeSet<JobId>,
     /// What was not believed since it was last told: how many, and the last reason.
     doubts: (u64, String),
 }
@@ -54,7 +65,15 @@ struct Pulse {
 impl Session {
     pub(super) fn new(fleet: Fleet, shared: Arc<Shared>) -> Self {
         let growing = Some(View::default());
-        Self { fleet, shared, feeds: Feeds::default(), growing, seen: [0; 5], doubts: (0, String::new()) }
+        Self {
+            fleet,
+            shared,
+            feeds: Feeds::default(),
+            growing,
+            seen: [0; 6],
+            stirred: BTreeSet::new(),
+            doubts: (0, String::new()),
+        }
     }
 
     /// Reads everything, then follows, until something makes it necessary to begin anew.
@@ -83,11 +102,13 @@ impl Session {
         let booted = first.clock.booted;
         self.install(first);
         let mut next_pulse = Box::pin(later(self.fleet.clone()));
+        let mut tell_jobs = tokio::time::interval(JOBS_TOLD_EVERY);
+        tell_jobs.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = tell_jobs.tick(), if !self.stirred.is_empty() => self.tell_jobs(),
                 heard = self.feeds.next() => {
-                    let heard = heard?;
-                    self.take(heard).await?;
+                    self.take(heard?.into()).await?;
                 }
                 pulse = &mut next_pulse => {
                     let pulse = pulse?;
@@ -113,18 +134,42 @@ impl Session {
             while Instant::now() < deadline
                 && let Ok(heard) = timeout(EVENTS_QUIET, self.feeds.next()).await
             {
-                self.take(heard?).await?;
+                self.take(heard?.into()).await?;
             }
             return Ok(());
         }
+        // While one part is being checked, the next is read, and the one before is folded in.
+        let mut checking: Option<Checking> = None;
         while left > 0
             && let Ok(heard) = timeout(SILENCE_MAX, self.feeds.next()).await
         {
-            let heard = heard?;
-            if matches!(&heard, Heard::Message(from, _) if *from == source) {
-                left -= 1;
+            let mut part = vec![heard?];
+            // Not within a task's budget: it would make small parts of what is here, and many are verified faster together.
+            while part.len() < AT_ONCE
+                && let Some(heard) = unconstrained(self.feeds.next()).now_or_never()
+            {
+                part.push(heard?);
             }
-            self.take(heard).await?;
+            let own = part.iter().filter(|heard| matches!(heard, Heard::Message(from, _) if *from == source)).count();
+            left = left.saturating_sub(u64::try_from(own).unwrap_or(u64::MAX));
+            if let Some(before) = checking.replace(Checking::begin(part)) {
+                self.take_all(before).await?;
+            }
+        }
+        match checking {
+            Some(last) => self.take_all(last).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn take_all(&mut self, checking: Checking) -> Result<(), FleetError> {
+        // Nothing there panics; if it did, everything is read anew.
+        let checked = checking
+            .end()
+            .await
+            .map_err(|error| BusError::Other { what: "verifying signatures".into(), reason: error.to_string() })?;
+        for checked in checked {
+            self.take(checked).await?;
         }
         Ok(())
     }
@@ -133,12 +178,53 @@ impl Session {
         let mut status = self.shared.write();
         status.confirm(pulse.clock, pulse.at);
         status.knocking = pulse.knocking;
+        let mut changed = Some(Vec::new());
+        if let Some(view) = &mut status.view {
+            view.conclude(pulse.clock);
+            changed = view.changes(pulse.clock, pulse.clock.now, TOLD_MAX);
+        }
+        drop(status);
+        let hub = &self.shared.hub;
+        match changed {
+            Some(nodes) => nodes.iter().for_each(|node| hub.tell(Topic::Node, node.to_json().to_string())),
+            None => hub.reset("the state of many nodes has changed"),
+        }
+        self.shared.tell_standing();
+    }
+
+    /// Tells those who follow how a node stands, if it stands otherwise than before.
+    fn tell_node(&self, key: &str) {
+        if self.growing.is_some() {
+            return;
+        }
+        let mut status = self.shared.write();
+        let clocks = status.clocks(Instant::now());
+        if let Some((now, clock)) = clocks
+            && let Some(node) = status.view.as_mut().and_then(|view| view.change(key, clock, now))
+        {
+            drop(status);
+            self.shared.hub.tell(Topic::Node, node.to_json().to_string());
+        }
+    }
+
+    fn tell_jobs(&mut self) {
+        let stirred = std::mem::take(&mut self.stirred);
+        let status = self.shared.read();
+        let jobs: Vec<_> =
+            status.view.iter().flat_map(|view| stirred.iter().filter_map(|job| view.jobs.summary(job))).collect();
+        drop(status);
+        for job in jobs {
+            // It consists of texts and numbers, which can always be written.
+            self.shared.hub.tell(Topic::Job, serde_json::to_string(&job).unwrap_or_default());
+        }
     }
 
     /// Puts the whole view in sight.
     fn install(&mut self, pulse: Pulse) {
         let mut status = self.shared.write();
-        if let Some(view) = self.growing.take() {
+        if let Some(mut view) = self.growing.take() {
+            view.conclude(pulse.clock);
+            view.changes(pulse.clock, pulse.clock.now, 0);
             tracing::info!(nodes = view.node_count(), jobs = view.jobs.len(), "the fleet is in sight");
             status.view = Some(view);
         }
@@ -147,6 +233,10 @@ impl Session {
         status.following = true;
         status.counters.readings += 1;
         status.counted = self.seen;
+        drop(status);
+        self.stirred.clear();
+        self.shared.hub.reset("everything was read anew");
+        self.shared.tell_standing();
     }
 
     /// Changes the view, be it growing or in sight.
@@ -157,40 +247,66 @@ impl Session {
         }
     }
 
-    async fn take(&mut self, heard: Heard) -> Result<(), FleetError> {
-        match heard {
+    async fn take(&mut self, checked: Checked) -> Result<(), FleetError> {
+        match checked.heard {
             Heard::Message(source, message) => {
                 let news = self.is_news(source, message.sequence);
+                let Some(signer) = checked.signer else {
+                    return match source {
+                        Source::Nodes => self.take_end(key_of(&message.subject)),
+                        Source::Presence | Source::Facts | Source::Jobs => Ok(()),
+                        Source::Replies | Source::Events => self.take_reply(&message, news),
+                    };
+                };
+                let written = Written::of(&message, signer);
                 match source {
-                    Source::Nodes => self.take_node(&message, news).await,
-                    Source::Presence => self.take_life_sign(&message, news),
-                    Source::Jobs => self.take_job(&message, news).await,
-                    Source::Replies | Source::Events => self.take_reply(&message, news),
+                    Source::Nodes => self.take_node(&written, news).await,
+                    Source::Presence => self.take_life_sign(&written, news),
+                    Source::Facts => self.take_facts(&written, news),
+                    Source::Jobs => self.take_job(&written, news).await,
+                    Source::Replies | Source::Events => Ok(()),
                 }
             }
-            Heard::Event(line) => {
-                let known = self.growing.is_some()
-                    && self.shared.read().view.as_ref().is_none_or(|old| old.events.knows(&line.id));
-                let new = self.fold(|view| view.events.push(line)).unwrap_or(false);
-                self.count(new && !known, |counters| counters.events += 1);
+            Heard::Events(newest) => {
+                let unread = newest.count.saturating_sub(u64::try_from(newest.lines.len()).unwrap_or(u64::MAX));
+                self.count(unread > 0 && self.growing.is_none(), |counters| counters.events += unread);
+                for line in newest.lines {
+                    let known = self.growing.is_some()
+                        && self.shared.read().view.as_ref().is_none_or(|old| old.events.knows(&line.id));
+                    let told = self.growing.is_none().then(|| serde_json::to_string(&line).unwrap_or_default());
+                    let new = self.fold(|view| view.events.push(line)).unwrap_or(false);
+                    if let Some(told) = told.filter(|_| new) {
+                        self.shared.hub.tell(Topic::Event, told);
+                    }
+                    self.count(new && !known, |counters| counters.events += 1);
+                }
                 Ok(())
             }
         }
     }
 
-    async fn take_node(&mut self, message: &Message, news: bool) -> Result<(), FleetError> {
-        let key = key_of(&message.subject);
-        if is_deletion(message) {
-            self.fold(|view| view.remove(key));
-            return Ok(());
+    /// A node was taken off the list.
+    fn take_end(&mut self, key: &str) -> Result<(), FleetError> {
+        if self.fold(|view| view.remove(key)) == Some(true) && self.growing.is_none() {
+            self.shared.hub.tell(Topic::Node, serde_json::json!({"name": key, "state": "gone"}).to_string());
         }
+        Ok(())
+    }
+
+    async fn take_node(&mut self, written: &Written<'_>, news: bool) -> Result<(), FleetError> {
+        let key = written.key;
         let trust = self.fleet.trust();
-        match self.fold(|view| view.register(&Written::from(message), &trust)) {
+        match self.fold(|view| view.register(written, &trust)) {
             // Its life sign may have come before it, and was passed over then.
             Some(Ok(true)) if self.growing.is_none() => {
-                if let Some(sign) = self.fleet.bus().kv_get(PRESENCE, key).await? {
-                    self.take_life_sign(&sign, false)?;
+                let bus = self.fleet.bus().clone();
+                if let Some(sign) = bus.kv_get(PRESENCE, key).await?.filter(|sign| !is_deletion(sign)) {
+                    self.take_life_sign(&Written::of(&sign, sign.signer()), false)?;
                 }
+                if let Some(facts) = bus.kv_get(FACTS, key).await?.filter(|facts| !is_deletion(facts)) {
+                    self.take_facts(&Written::of(&facts, facts.signer()), false)?;
+                }
+                self.tell_node(key);
                 Ok(())
             }
             Some(Err(reason)) => {
@@ -198,34 +314,45 @@ impl Session {
                 self.doubt(format!("the registration of {key:?}: {reason}"));
                 Ok(())
             }
-            _ => Ok(()),
+            _ => {
+                self.tell_node(key);
+                Ok(())
+            }
         }
     }
 
-    fn take_life_sign(&mut self, message: &Message, news: bool) -> Result<(), FleetError> {
-        if !is_deletion(message)
-            && let Some(Err(reason)) = self.fold(|view| view.hear(&Written::from(message), message.stored_at))
-        {
-            self.count(news, |counters| counters.rejected_life_signs += 1);
-            self.doubt(format!("a life sign of {:?}: {reason}", key_of(&message.subject)));
+    fn take_facts(&mut self, written: &Written<'_>, news: bool) -> Result<(), FleetError> {
+        if let Some(Err(reason)) = self.fold(|view| view.learn(written)) {
+            self.count(news, |counters| counters.rejected_facts += 1);
+            self.doubt(format!("the facts of {:?}: {reason}", written.key));
         }
         Ok(())
     }
 
-    async fn take_job(&mut self, message: &Message, news: bool) -> Result<(), FleetError> {
-        let key = key_of(&message.subject);
+    fn take_life_sign(&mut self, written: &Written<'_>, news: bool) -> Result<(), FleetError> {
+        if let Some(Err(reason)) = self.fold(|view| view.hear(written)) {
+            self.count(news, |counters| counters.rejected_life_signs += 1);
+            self.doubt(format!("a life sign of {:?}: {reason}", written.key));
+        }
+        self.tell_node(written.key);
+        Ok(())
+    }
+
+    async fn take_job(&mut self, written: &Written<'_>, news: bool) -> Result<(), FleetError> {
+        let key = written.key;
         let job = JobId::parse(key);
         let wanted = |view: &mut View| job.as_ref().is_ok_and(|job| view.jobs.wants(job));
-        if is_deletion(message) || self.fold(wanted) != Some(true) {
+        if self.fold(wanted) != Some(true) {
             return Ok(());
         }
-        let read = match believe::job_record(&Written::from(message), &self.fleet.trust()) {
+        let read = match believe::job_record(written, &self.fleet.trust()) {
             Ok(record) => orders(&self.fleet, &record).await?.map(|orders| (record, orders)),
             Err(reason) => Err(reason),
         };
         match read {
             Ok((record, orders)) => {
                 self.count(news, |counters| counters.jobs += 1);
+                self.stirred.insert(record.job.clone());
                 for reason in self.fold(|view| view.jobs.add(&record, orders)).unwrap_or_default() {
                     self.count(news, |counters| counters.rejected_replies += 1);
                     self.doubt(reason);
@@ -244,9 +371,14 @@ impl Session {
         let Ok(subject) = message.subject.parse() else { return Ok(()) };
         let answer =
             Answer { subject, seal: message.seal(), payload: message.payload.clone(), stored: message.stored_at };
-        if let Some(Told::Rejected(reason)) = self.fold(|view| view.answer(answer)) {
-            self.count(news, |counters| counters.rejected_replies += 1);
-            self.doubt(reason);
+        let job = answer.subject.job.clone();
+        match self.fold(|view| view.answer(answer)) {
+            Some(Told::Rejected(reason)) => {
+                self.count(news, |counters| counters.rejected_replies += 1);
+                self.doubt(reason);
+            }
+            Some(Told::Newer) => drop(self.stirred.insert(job)),
+            _ => {}
         }
         Ok(())
     }
