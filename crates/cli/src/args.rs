@@ -160,6 +160,7 @@ pub(crate) enum Verb {
     Event(verbs::event::Args),
     Audit(verbs::audit::Args),
     Ps(verbs::ps::Args),
+    Top(verbs::top::Args),
     Bench(verbs::bench::Args),
     Context(verbs::context::Args),
     Doctor(verbs::doctor::Args),
@@ -170,8 +171,11 @@ pub(crate) enum Verb {
 
 impl Verb {
     /// Whether it runs until it is stopped, so that its log is what a person sees of it.
-    pub(crate) const fn is_service(&self) -> bool {
-        matches!(self, Self::Broker(_) | Self::Station(_) | Self::Agent(_) | Self::Keeper(_))
+    pub(crate) fn is_service(&self) -> bool {
+        match self {
+            Self::Station(args) => args.runs(),
+            other => matches!(other, Self::Broker(_) | Self::Agent(_) | Self::Keeper(_)),
+        }
     }
 }
 

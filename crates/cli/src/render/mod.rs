@@ -6,3 +6,4 @@ pub(crate) mod node;
 pub(crate) mod paint;
 pub(crate) mod table;
 pub(crate) mod time;
+pub(crate) mod top;

@@ -12,7 +12,7 @@ use super::time;
 /// The table of all nodes.
 pub(crate) fn table(nodes: &[Node], wide: bool) -> Table {
     let narrow = ["NAME", "STATE", "LAST SEEN", "VERSION", "PROCESSES", "LABELS"];
-    let more = ["RUNNING", "WAITING", "UPTIME", "SYSTEM", "MEMORY", "ADDRESSES"];
+    let more = ["RUNNING", "WAITING", "UPTIME", "ROUND TRIP", "CLOCK", "SYSTEM", "MEMORY", "ADDRESSES"];
     let headings: Vec<&str> = narrow.into_iter().chain(more.into_iter().filter(|_| wide)).collect();
     let mut table = Table::new(&headings);
     for node in nodes {
@@ -33,7 +33,7 @@ pub(crate) fn table(nodes: &[Node], wide: bool) -> Table {
 }
 
 /// What `-o wide` adds.
-fn more_of(node: &Node) -> [String; 6] {
+fn more_of(node: &Node) -> [String; 8] {
     let none = || "-".to_owned();
     let of_sign = |tell: fn(&message::LifeSign) -> String| node.sign.as_ref().map_or_else(none, tell);
     let fact = |path: &str| node.facts.as_ref().and_then(|told| told.facts.pointer(path));
@@ -49,6 +49,8 @@ fn more_of(node: &Node) -> [String; 6] {
         of_sign(|sign| sign.running.to_string()),
         of_sign(|sign| sign.waiting.to_string()),
         of_sign(|sign| message::units::human_duration(std::time::Duration::from_secs(sign.uptime_s))),
+        node.rtt_ms().map_or_else(none, |ms| format!("{ms} ms")),
+        node.clock_offset_ms().map_or_else(none, clock),
         text("/os/name").unwrap_or_else(none),
         fact("/memory/total").and_then(serde_json::Value::as_u64).map_or_else(none, gibibytes),
         if addresses.is_empty() { none() } else { addresses.join(",") },
@@ -57,12 +59,39 @@ fn more_of(node: &Node) -> [String; 6] {
 
 /// So many addresses of a node stand in a table.
 const ADDRESSES_TOLD: usize = 3;
+/// So many changes of a node stand on its page; `steward node history` has them all.
+const CHANGES_TOLD: usize = 5;
 /// So many characters of one fact are shown to people; `-o json` has it all.
 const FACT_TOLD_MAX: usize = 200;
 
 fn gibibytes(bytes: u64) -> String {
     let tenths = bytes.saturating_mul(10) >> 30;
     format!("{}.{} GiB", tenths / 10, tenths % 10)
+}
+
+/// `+12 ms`, `-3.2 s`: by how much a clock is ahead of the broker's.
+fn clock(ms: i64) -> String {
+    let (sign, size) = (if ms < 0 { "-" } else { "+" }, ms.unsigned_abs());
+    match size {
+        0..1_000 => format!("{sign}{size} ms"),
+        1_000..60_000 => format!("{sign}{}.{} s", size / 1_000, size % 1_000 / 100),
+        _ => format!("{sign}{}", message::units::human_duration(std::time::Duration::from_secs(size / 1_000))),
+    }
+}
+
+/// How a node has stood, the newest first.
+pub(crate) fn history(spells: &[message::Spell]) -> Table {
+    let mut table = Table::new(&["SINCE", "FOR", "STATE", "REASON"]);
+    let ends = spells.iter().skip(1).map(|next| Some(next.since)).chain([None]);
+    for (spell, end) in spells.iter().zip(ends).collect::<Vec<_>>().into_iter().rev() {
+        table.row(vec![
+            Cell::from(time::local(spell.since)),
+            Cell::from(end.map_or_else(|| "until now".to_owned(), |end| time::between(spell.since, end))),
+            Cell::painted(spell.state.as_str(), Paint::of_node(spell.state)),
+            Cell::from(spell.reason.as_deref().map_or_else(|| "-".to_owned(), tame)),
+        ]);
+    }
+    table
 }
 
 /// `site=oslo,gpu=`.
@@ -111,7 +140,7 @@ pub(crate) fn standing(node: &Node) -> String {
 }
 
 /// The page of one node.
-pub(crate) fn page(node: &Node, colors: bool) -> Vec<String> {
+pub(crate) fn page(node: &Node, past: &[message::Spell], colors: bool) -> Vec<String> {
     let mut lines = Vec::new();
     let mut field =
         |name: &str, value: String| lines.push(format!("{} {value}", Paint::Bold.on(&format!("{name:<12}"), colors)));
@@ -127,12 +156,23 @@ pub(crate) fn page(node: &Node, colors: bool) -> Vec<String> {
             "reports",
             format!("every {}", message::units::human_duration(std::time::Duration::from_millis(sign.interval_ms))),
         );
+        if let Some(ms) = node.rtt_ms() {
+            field("round trip", format!("{ms} ms to the broker's disk and back"));
+        }
+        if let Some(ms) = node.clock_offset_ms() {
+            field("clock", format!("{} against the broker's", clock(ms)));
+        }
         field("processes", sign.processes.to_string());
         field("orders", format!("{} running, {} waiting", sign.running, sign.waiting));
         field("unconfirmed", format!("{} replies and events", sign.outbox));
         for limit in &sign.limits {
             field("holds back", format!("{}: {}", limit.as_str(), limit.sentence()));
         }
+    }
+    for (nth, spell) in past.iter().rev().take(CHANGES_TOLD).enumerate() {
+        let why = spell.reason.as_deref().map_or_else(String::new, |reason| format!(": {}", tame(reason)));
+        let state = Paint::of_node(spell.state).on(spell.state.as_str(), colors);
+        field(if nth == 0 { "history" } else { "" }, format!("{} {state}{why}", time::local(spell.since)));
     }
     if let Some(told) = &node.facts {
         field("facts as of", format!("{} by its own clock", time::local(told.at)));
@@ -177,6 +217,7 @@ pub(crate) mod tests {
             outbox: 2,
             limits: Vec::new(),
             audit: None,
+            rtt_ms: None,
         };
         let labels = [("site".to_owned(), "oslo".to_owned())].into();
         let record = NodeRecord {

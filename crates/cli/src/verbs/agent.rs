@@ -138,7 +138,7 @@ fn with_token(
     let name = named.or(held).map_or_else(host_node_name, Ok)?;
     let ca = match &session.global.ca {
         Some(path) => Some(path.clone()),
-        None => token.ca.as_ref().map(|pem| keep_ca(&state_dir, pem, None)).transpose()?,
+        None => token.ca.as_ref().map(|pem| keep_ca(&state_dir, pem, token.client.as_deref())).transpose()?,
     };
     let server = session.global.server.clone();
     Ok((KnockOptions { token, name, server, ca, state_dir: state_dir.clone() }, state_dir))

@@ -63,11 +63,27 @@ enum What {
         #[arg(long, value_name = "N", default_value_t = 100_000)]
         nodes: usize,
     },
+    /// The station of a large made-up fleet: having it in sight, memory, the API under 100 questions a second
+    #[command(after_help = "Example:\n  steward bench station --nodes 100000 -o json")]
+    Station {
+        /// Of how many nodes
+        #[arg(long, value_name = "N", default_value_t = 100_000)]
+        nodes: usize,
+    },
     /// What an agent at rest costs, the program's size, and a whole `steward run`
     #[command(after_help = "Example:\n  steward bench rest --for 5m -o json")]
     Rest {
         /// How long the agent is left alone
         #[arg(long = "for", value_name = "DUR", default_value = "5m", value_parser = parse_duration)]
+        rest: Duration,
+    },
+    /// What an idle unit costs on its link: bytes a month with each link profile
+    ///
+    /// Agents run behind a proxy that counts; what is counted and what is reckoned stands with the figures.
+    #[command(after_help = "Example:\n  steward bench link --for 10m -o json")]
+    Link {
+        /// How long the agents are left alone
+        #[arg(long = "for", value_name = "DUR", default_value = "10m", value_parser = parse_duration)]
         rest: Duration,
     },
     /// Many simulated units: an order to all, their memory at the centre, a restart of the broker
@@ -79,6 +95,13 @@ enum What {
         /// How many units, at most 10000
         #[arg(long, value_name = "N", default_value_t = 1000)]
         nodes: usize,
+    },
+    /// Lines of a file at the edge, until they are in a file at the centre
+    #[command(after_help = "Example:\n  steward bench events --lines 1000000 -o json")]
+    Events {
+        /// How many lines of some 200 bytes
+        #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+        lines: u64,
     },
     /// What `bench fleet` starts
     #[command(hide = true, after_help = "Example:\n  steward bench units units.json")]
@@ -95,8 +118,11 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Policy { orders } => show(session, &bench::policy(orders)?),
         What::Connect { agents } => show(session, &bench::connect(agents).await?),
         What::Select { nodes } => show(session, &bench::select(nodes)?),
+        What::Station { nodes } => show(session, &bench::station(nodes).await?),
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
+        What::Link { rest } => show(session, &bench::link(rest).await?),
         What::Fleet { nodes } => show(session, &bench::fleet(nodes).await?),
+        What::Events { lines } => show(session, &bench::events(lines).await?),
         What::Units { file } => Ok(bench::units(&file).await.map(|()| Exit::Success)?),
     }
 }

@@ -23,6 +23,7 @@ pub(crate) mod ps;
 pub(crate) mod root;
 pub(crate) mod run;
 pub(crate) mod station;
+pub(crate) mod top;
 pub(crate) mod up;
 pub(crate) mod version;
 
@@ -61,6 +62,7 @@ pub(crate) fn run(verb: Verb, session: &mut Session) -> anyhow::Result<Exit> {
         // One thread, like `run` itself, whose times are wanted.
         Verb::Bench(args) => light(bench::run(args, unlimited("bench", s)?)),
         Verb::Ps(args) => quick(ps::run(args, s)),
+        Verb::Top(args) => quick(top::run(args, unlimited("top", s)?)),
         Verb::Doctor(args) => quick(bounded(s.global.timeout, doctor::run(args, s))),
         Verb::Init(args) => init::run(args, s),
         Verb::Context(args) => quick(context::run(args, s)),

@@ -52,8 +52,20 @@ enum Verb {
         watch: bool,
     },
     /// Show all that is known of a node
+    ///
+    /// Also how long its last question to the broker took, how far its clock is off, and how it last stood.
     #[command(after_help = "Example:\n  steward node show \"$(hostname -s)\"")]
     Show {
+        /// The node
+        #[arg(value_name = "NODE")]
+        name: NodeName,
+    },
+    /// Show how a node has stood: online, offline, degraded, and since when, the newest first
+    ///
+    /// By the broker's clock. What nobody observed is `unknown`. The last 64 changes of 90 days are kept. With -o json: the
+    /// oldest first.
+    #[command(after_help = "Example:\n  steward node history \"$(hostname -s)\" -o json")]
+    History {
         /// The node
         #[arg(value_name = "NODE")]
         name: NodeName,
@@ -163,6 +175,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
             if watch { watch_list(session, &selection).await } else { Box::pin(ls(session, &selection)).await }
         }
         Verb::Show { name } => show(session, &name).await,
+        Verb::History { name } => history(session, &name).await,
         Verb::Label { words, traits, all } => label(session, words, traits, all).await,
         Verb::Enroll { name, out, creds_out } => enroll(session, &name, out.as_deref(), creds_out.as_deref()).await,
         Verb::Revoke { name, yes } => revoke(session, &name, yes).await,
@@ -255,12 +268,26 @@ async fn ls(session: &mut Session, selection: &fleet::Selection) -> anyhow::Resu
 }
 
 async fn show(session: &mut Session, name: &NodeName) -> anyhow::Result<()> {
-    let node = session.connect().await?.node(name).await?;
+    let fleet = session.connect().await?;
+    let node = fleet.node(name).await?;
+    let past = fleet.history(&node).await?;
     if session.out.is_json() {
-        return session.out.json(&node.to_json());
+        let mut told = node.to_json();
+        told["history"] = past.to_json().into();
+        return session.out.json(&told);
     }
     let colors = session.out.colors();
-    text::page(&node, colors).into_iter().try_for_each(|line| session.out.line(line))
+    text::page(&node, &past.spells, colors).into_iter().try_for_each(|line| session.out.line(line))
+}
+
+async fn history(session: &mut Session, name: &NodeName) -> anyhow::Result<()> {
+    let fleet = session.connect().await?;
+    let past = fleet.history(&fleet.node(name).await?).await?;
+    past.notes.iter().for_each(|note| session.out.note(tame(note)));
+    if session.out.is_json() {
+        return session.out.json_list(&past.to_json());
+    }
+    text::history(&past.spells).lines(session.out.colors()).into_iter().try_for_each(|line| session.out.line(line))
 }
 
 async fn label(session: &mut Session, mut words: Vec<String>, traits: Traits, all: bool) -> anyhow::Result<()> {
