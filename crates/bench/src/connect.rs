@@ -105,6 +105,7 @@ async fn start(name: &NodeName, options: ConnectOptions) -> Result<Started, BusE
         outbox: 0,
         limits: vec![],
         audit: None,
+        rtt_ms: None,
     };
     let unwritten = |reason: String| BusError::Other { what: "writing a life sign".into(), reason };
     let bytes = serde_json::to_vec(&sign).map(Bytes::from).map_err(|error| unwritten(error.to_string()))?;

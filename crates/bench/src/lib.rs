@@ -5,22 +5,28 @@
 //! never report a figure without the limit that it is to be judged by.
 
 mod connect;
+mod events;
 mod fleet;
 mod limits;
+mod link;
 mod node;
 mod policy;
 mod rest;
 mod roundtrip;
 mod select;
+mod station;
 mod system;
 mod units;
 
 pub use connect::{ConnectFigures, connect};
+pub use events::{EventsFigures, events};
 pub use fleet::{FleetFigures, fleet};
+pub use link::{LinkFigures, link};
 pub use node::{NodeFigures, node};
 pub use policy::{PolicyFigures, policy};
 pub use rest::{RestFigures, rest};
 pub use roundtrip::{RoundtripFigures, roundtrip};
 pub use select::{SelectFigures, select};
+pub use station::{StationFigures, station};
 pub use system::BenchError;
 pub use units::units;

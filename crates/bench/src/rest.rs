@@ -69,14 +69,9 @@ async fn measure(system: &System, rest: Duration) -> Result<RestFigures, BenchEr
     let before = cpu_ticks(pid)?;
     tokio::time::sleep(rest).await;
     let used = cpu_ticks(pid)?.saturating_sub(before);
-    let ticks_per_s = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
-        .ok()
-        .flatten()
-        .and_then(|ticks| u32::try_from(ticks).ok())
-        .unwrap_or(100);
     // A count of ticks is exact as a number with a fraction.
     #[allow(clippy::cast_precision_loss)]
-    let cpu_s = used as f64 / f64::from(ticks_per_s);
+    let cpu_s = used as f64 / f64::from(ticks_per_s());
     Ok(RestFigures {
         seconds: rest.as_secs(),
         agent_rss_bytes: rss_bytes(pid)?,
@@ -90,7 +85,12 @@ async fn measure(system: &System, rest: Duration) -> Result<RestFigures, BenchEr
     })
 }
 
-fn cpu_ticks(pid: u32) -> Result<u64, BenchError> {
+pub(crate) fn ticks_per_s() -> u32 {
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten();
+    ticks.and_then(|ticks| u32::try_from(ticks).ok()).unwrap_or(100)
+}
+
+pub(crate) fn cpu_ticks(pid: u32) -> Result<u64, BenchError> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let numbers = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     // Fields 14 and 15 of proc(5), counted from the state, which is field 3.

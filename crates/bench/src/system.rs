@@ -65,8 +65,18 @@ impl System {
 
     /// Starts one with the executable that is running now.
     pub(crate) async fn up(flags: &[&str]) -> Result<Self, BenchError> {
-        let failed = |what: String| BenchError::System(what);
+        Self::up_in(tempfile::Builder::new().prefix("steward-bench-").tempdir()?, flags).await
+    }
+
+    /// Starts one without a node, of which the station has this configuration.
+    pub(crate) async fn up_with_station(config: &Path) -> Result<Self, BenchError> {
         let home = tempfile::Builder::new().prefix("steward-bench-").tempdir()?;
+        std::fs::copy(config, home.path().join("station.toml"))?;
+        Self::up_in(home, &["--no-agent"]).await
+    }
+
+    async fn up_in(home: tempfile::TempDir, flags: &[&str]) -> Result<Self, BenchError> {
+        let failed = |what: String| BenchError::System(what);
         let exe = std::env::current_exe()?;
         let mut child = Command::new(&exe)
             .arg("--home")
