@@ -140,16 +140,21 @@ async fn knock(token: &EnrolToken, name: String) -> Knocked {
         token: token.id,
         name: NodeName::new(&name).unwrap(),
         key: PublicKey::of(&pair),
+        tls_key: None,
         version: "0".into(),
         at: Timestamp::from_ms(0),
     };
     let bytes = serde_json::to_vec(&knock).unwrap();
     let seal = Seal::over(&bytes, &pair).unwrap();
-    let up = Instant::now() + Duration::from_secs(20);
-    while !bus.is_up() && Instant::now() < up {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let knocked = bus.knock(&knock.subject(), Bytes::from(bytes), &seal).await.unwrap();
+    // As an agent does: a broker that is busy with a thousand others may take its time, and a place is taken once.
+    let deadline = Instant::now() + Duration::from_secs(100);
+    let knocked = loop {
+        match bus.knock(&knock.subject(), Bytes::from(bytes.clone()), &seal).await {
+            Ok(knocked) => break knocked,
+            Err(error) => assert!(Instant::now() < deadline, "nobody answers at the door: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     bus.close().await;
     knocked
 }
@@ -166,9 +171,10 @@ async fn whoever_fills_the_door_with_one_token_keeps_nobody_out_for_ever() {
         .buffer_unordered(16)
         .collect()
         .await;
-    let taken = knocked.iter().filter(|one| **one == Knocked::Waits).count();
     let full = knocked.iter().filter(|one| matches!(one, Knocked::Full(_))).count();
-    assert_eq!((taken, full), (PLACES, 50), "the list of those who wait is bounded");
+    let taken = world.operator_bus().await.knocks().await.unwrap().len();
+    assert_eq!(taken, PLACES, "the list of those who wait is bounded");
+    assert!(full >= 50, "{full} were told that it is full");
 
     let station = world.ready["http"].as_str().unwrap().to_owned();
     let waiting = format!("steward_nodes_pending {PLACES}");

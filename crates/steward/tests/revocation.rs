@@ -5,6 +5,7 @@
 mod world;
 
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use bus::{Bus, BusError, CORE_API, ConnectOptions, Credentials, EDGE_API, Headers};
@@ -154,7 +155,7 @@ async fn nothing_that_a_revoked_node_says_is_believed() {
     assert_eq!(world.json(0, &["node", "show", "ship1"])["last_seen"], Value::Null, "its life sign counts no more");
     assert_eq!(said(&world, "after"), [Value::Null], "what it reports comes from nobody");
     assert_eq!(said(&world, "before"), ["ship1"], "what was stored before is what it was");
-    assert_eq!(stands(&world)["state"], "running", "an answer that it gave afterwards is none");
+    assert_eq!(stands(&world)["state"], "interrupted", "an answer that it gave afterwards is none");
     world.end_agent("ship1", 9);
 }
 
@@ -362,6 +363,26 @@ async fn a_node_gets_a_new_key_under_its_old_name() {
     world.agent("ship1", &[]);
     world.json(0, &["run", "ship1", "--", "true"]);
     assert_eq!(world.json(0, &["node", "show", "ship1"])["labels"]["site"], "oslo");
+
+    // What was ordered of the old key and was not answered has an end, also for somebody who is waiting for it; the new key
+    // is not asked, and nothing is run twice.
+    world.end_agent("ship1", 15);
+    let left = world.json(4, &["run", "ship1", "--wait", "0s", "--", "true"]);
+    let left = left["job"].as_str().unwrap().to_owned();
+    let mut waiting = world::program();
+    waiting.arg("--home").arg(world.home()).args(["-o", "json", "job", "watch", &left]).stdout(Stdio::piped());
+    let waiting = waiting.spawn().unwrap();
+    world.json(0, &["node", "rotate", "ship1"]);
+    world.agent("ship1", &[]);
+    world.json(0, &["run", "ship1", "--", "true"]);
+    let watched = waiting.wait_with_output().unwrap();
+    let watched: serde_json::Value = serde_json::from_slice(&watched.stdout).unwrap();
+    for told in [watched, world.json_any(&["job", "show", &left])] {
+        assert_eq!(told["nodes"]["ship1"]["state"], "interrupted", "{told}");
+        assert!(told["nodes"]["ship1"]["reason"].as_str().unwrap().contains("another key"), "{told}");
+    }
+    let again = world.json(0, &["job", "retry", &left]);
+    assert_eq!(again["counts"]["succeeded"], 1, "{again}");
 
     // A unit that was thrown out comes back by an explicit act, and not by its old key.
     world.json(0, &["node", "revoke", "ship1", "--yes"]);

@@ -150,6 +150,80 @@ fn authority() -> Authority {
     Authority { params, key, pem }
 }
 
+/// What is answered over HTTPS to a question with this token, or none.
+fn https(address: &str, ca: &str, name: &'static str, path: &str, token: Option<&str>) -> std::io::Result<String> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let tcp = TcpStream::connect(address)?;
+    tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let session = rustls::ClientConnection::new(config.into(), ServerName::try_from(name).unwrap())
+        .map_err(std::io::Error::other)?;
+    let mut stream = rustls::StreamOwned::new(session, tcp);
+    let shown = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {name}\r\n{shown}Connection: close\r\n\r\n")?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+/// Beyond loopback the station speaks TLS, under its names alone, and shows nothing to anybody without a token.
+#[test]
+fn beyond_loopback_the_station_shows_itself_over_tls_to_who_has_a_token() {
+    let mut tls = Tls::start(&["--tls"]);
+    let home = tls.home.path().to_owned();
+    let authority = authority();
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["fleet.example".to_owned()]).unwrap();
+    let cert = params.signed_by(&key, &Issuer::from_params(&authority.params, &authority.key)).unwrap();
+    let path = |name: &str| home.join(name).to_str().unwrap().to_owned();
+    let (cert_file, key_file, address_file) = (path("http.pem"), path("http.key"), path("http.addr"));
+    std::fs::write(&cert_file, cert.pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+
+    let refused = tls.steward(&["station", "--http-listen", "0.0.0.0:0"]);
+    assert!(!refused.status.success() && said(&refused).contains("--http-cert"), "{}", said(&refused));
+
+    let tokened = tls.steward(&["-o", "json", "station", "token", "add", "anna"]);
+    assert!(tokened.status.success(), "{}", said(&tokened));
+    let token: Value = serde_json::from_slice(&tokened.stdout).unwrap();
+    let token = token["token"].as_str().unwrap();
+    let station = program()
+        .args(["--home", home.to_str().unwrap(), "station", "--http-listen", "0.0.0.0:0"])
+        .args(["--http-cert", &cert_file, "--http-key", &key_file, "--http-name", "fleet.example"])
+        .args(["--http-addr-file", &address_file])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    tls.children.push(station);
+    let mut address = String::new();
+    eventually("it listens", || {
+        address = std::fs::read_to_string(&address_file).unwrap_or_default().trim().replace("0.0.0.0", "127.0.0.1");
+        !address.is_empty()
+    });
+
+    let ask = |path: &str, token: Option<&str>| https(&address, &authority.pem, "fleet.example", path, token);
+    let asked = "/api/v1/nodes";
+    eventually("it shows the nodes", || ask(asked, Some(token)).unwrap().starts_with("HTTP/1.1 200"));
+    assert!(ask(asked, None).unwrap().starts_with("HTTP/1.1 401"));
+    assert!(ask(asked, Some("steward-station-other")).unwrap().starts_with("HTTP/1.1 401"));
+    let page = ask("/", None).unwrap();
+    assert!(!page.contains("ship") && !page.starts_with("HTTP/1.1 200"), "{page}");
+
+    // Another authority, or another name, is not the station.
+    let other = self::authority();
+    assert!(https(&address, &other.pem, "fleet.example", asked, Some(token)).is_err());
+    assert!(https(&address, &authority.pem, "other.example", asked, Some(token)).is_err());
+    // And in plain text there is nothing.
+    let mut plain = TcpStream::connect(&address).unwrap();
+    plain.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: fleet.example\r\nConnection: close\r\n\r\n").unwrap();
+    let mut got = Vec::new();
+    let _ = plain.read_to_end(&mut got);
+    assert!(!got.starts_with(b"HTTP/"), "{}", String::from_utf8_lossy(&got));
+}
+
 /// Own certificates: those that hold, those for another name, those that have expired.
 #[test]
 fn own_certificates_are_used_and_wrong_ones_named() {
@@ -316,4 +390,42 @@ fn a_broker_that_asks_for_certificates_lets_in_nobody_without_one() {
         api_prefix: bus::EDGE_API,
     }));
     assert!(matches!(connected, Err(bus::BusError::Refused { .. })), "{:?}", connected.err());
+}
+
+#[test]
+fn a_unit_that_comes_by_token_gets_a_certificate_for_a_key_of_its_own() {
+    let mut tls = Tls::start(&["--tls-verify"]);
+    let ca = tls.home.path().join("tls/ca.pem");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let made = tls.steward(&["node", "token", "--uses", "1", "--expires", "1h", "--out", &path("token")]);
+    assert!(made.status.success(), "{}", said(&made));
+    let token = message::EnrolToken::parse(&std::fs::read_to_string(path("token")).unwrap()).unwrap();
+    let shared = token.client.unwrap();
+    let agent = |stderr: Stdio| {
+        let agent =
+            ["agent", "--token", &path("token"), "--name", "ship1", "--end-commands", "--state", &path("ship1")];
+        program().args(agent).stderr(stderr).spawn().unwrap()
+    };
+    tls.children.push(agent(Stdio::null()));
+    eventually("it knocks", || String::from_utf8_lossy(&tls.steward(&["node", "ls"]).stdout).contains("pending"));
+    let accepted = tls.steward(&["node", "accept", "ship1", "--yes"]);
+    assert!(accepted.status.success(), "{}", said(&accepted));
+    eventually("ship1 answers", || tls.steward(&["run", "ship1", "--", "true"]).status.success());
+    let own = std::fs::read_to_string(path("ship1/ca.client.pem")).unwrap();
+    assert_ne!(own, shared, "what others hold as well is not what it shows");
+    assert!(raw(tls.address(), &ca, Some(&own)).unwrap().contains("-ERR"), "in, but nobody");
+    // It is for its own key, which has not left the unit.
+    let key = PrivateKeyDer::from_pem_slice(own.as_bytes()).unwrap();
+    let key = rcgen::KeyPair::try_from(&key).unwrap().serialize_pem();
+    let home = tls.home.path().to_str().unwrap();
+    let middle: String = key.lines().nth(1).unwrap().into();
+    let found = std::process::Command::new("grep").args(["-rlF", &middle, home]).output().unwrap();
+    assert!(found.stdout.is_empty(), "{}", String::from_utf8_lossy(&found.stdout));
+    // It comes back with it.
+    let mut child = tls.children.pop().unwrap();
+    send(child.id().try_into().unwrap(), 15);
+    child.wait().unwrap();
+    tls.children.push(agent(Stdio::null()));
+    eventually("ship1 answers again", || tls.steward(&["run", "ship1", "--", "true"]).status.success());
 }

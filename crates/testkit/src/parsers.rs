@@ -6,13 +6,14 @@
 //! found something.
 
 use bus::claims::{self, Creds};
+use message::change::{Listening, timeline};
 use message::expression::{Known, Steps};
 use message::policy::{Asked, Request, decide};
 use message::{
-    Admission, EnrolToken, EventBatch, Expression, Facts, JobId, JobRecord, Knock, Labels, LifeSign, Lineage, NodeName,
-    NodeRecord, NodeState, Order, OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal, Reply,
-    ReplySubject, Seal, SealedDocument, SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord, Trust,
-    Vitality, units,
+    Admission, Change, EnrolToken, EventBatch, Expression, Facts, JobId, JobRecord, Knock, Labels, LifeSign, Lineage,
+    NodeName, NodeRecord, NodeState, Order, OrderChunk, OrderId, OutputSubject, Pattern, Policy, PublicKey, Renewal,
+    Reply, ReplySubject, Seal, SealedDocument, SealedTrust, Selector, Subject, Taken, Timestamp, Token, TokenRecord,
+    Trust, Vitality, units,
 };
 use nkeys::{KeyPair, KeyPairType};
 
@@ -78,13 +79,20 @@ pub fn reply(bytes: &[u8]) {
     assert_eq!(history.merge(&reply.history), message::state::Merge::Stale, "a history contradicts itself");
 }
 
-/// A life sign, and a node's record.
+/// A life sign, what a node tells of an earlier one, and a node's record.
 pub fn life_sign(bytes: &[u8]) {
     if let Ok(sign) = serde_json::from_slice::<LifeSign>(bytes) {
         for (seen, now, booted) in [(0, 0, 0), (i64::MAX, 0, i64::MIN), (i64::MIN, i64::MAX, 0)] {
             let at = Timestamp::from_ms;
             let _ = Vitality::judge(Some((&sign, at(seen))), at(now), at(booted));
         }
+    }
+    if let Ok(change) = serde_json::from_slice::<Change>(bytes) {
+        let at = Timestamp::from_ms;
+        let told = [(change.clone(), at(0)), (change.clone(), at(i64::MAX)), (change, at(i64::MIN))];
+        let listening = Listening { now: at(i64::MAX), booted: at(i64::MIN) };
+        let spells = timeline(None, &told, None, listening);
+        assert!(spells.is_sorted_by_key(|spell| spell.since), "a timeline goes back");
     }
     if let Ok(record) = serde_json::from_slice::<NodeRecord>(bytes) {
         let written = serde_json::to_vec(&record).unwrap_or_default();
@@ -94,6 +102,10 @@ pub fn life_sign(bytes: &[u8]) {
 
 /// A batch of events.
 pub fn event_batch(bytes: &[u8]) {
+    // Also as a frame that somebody has packed: bounded, whatever it claims.
+    if let Ok(unpacked) = message::event::unpack(bytes, Some(message::event::ZSTD)) {
+        assert!(unpacked.len() <= message::event::UNPACKED_BYTES_MAX, "more was unpacked than may be");
+    }
     let Ok(batch) = EventBatch::parse(bytes) else { return };
     assert_eq!(usize::try_from(batch.head.count), Ok(batch.records.len()), "a batch with another count was read");
     let _ = batch.subject();

@@ -301,11 +301,12 @@ impl Settling {
         if known == 0 || open > 0 {
             return Ok(false);
         }
-        if self.resumed.is_some() {
-            return Ok(true);
-        }
         // What killed clients have left is sent by an operator now, and has to be settled as well.
         let unsent = unsent(watched, operator).await?;
+        if self.resumed.is_some() {
+            // What was sent is not yet read: nothing is known of it, and so nothing seems to be open.
+            return Ok(unsent.is_empty() && watched.borrow().open() == 0);
+        }
         if !self.resumes && !unsent.is_empty() {
             // Somebody else has to, in time.
             return Ok(self.mended.elapsed() > self.limit);

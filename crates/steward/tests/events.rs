@@ -1,0 +1,245 @@
+//! Events from where they happen to where they are kept: every one, once and in order, whatever is killed on the way.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
+
+mod world;
+
+use std::io::Write;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use world::{HUB, World, eventually, lines, send};
+
+/// What a random generator of a test draws.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Writes numbered lines, and has them rotated in every way that there is.
+struct Writer {
+    path: PathBuf,
+    file: std::fs::File,
+    next: u64,
+    rotations: u64,
+    random: Random,
+}
+
+impl Writer {
+    fn new(path: PathBuf, seed: u64) -> Self {
+        let file = Self::open(&path);
+        Self { path, file, next: 0, rotations: 0, random: Random(seed) }
+    }
+
+    fn open(path: &Path) -> std::fs::File {
+        std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap()
+    }
+
+    fn write(&mut self, count: u64) {
+        let mut text = String::new();
+        for _ in 0..count {
+            text.push_str(&format!("{} GET /a/page.html?id={} HTTP/1.1\n", self.next, self.next * 7919 % 1000));
+            self.next += 1;
+        }
+        self.file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn rotate(&mut self) {
+        // The clock of a file system ticks every few milliseconds: what is rotated twice within one has no order.
+        std::thread::sleep(Duration::from_millis(10));
+        self.rotations += 1;
+        let old = self.path.with_file_name(format!("log.{}", self.rotations));
+        match self.random.below(4) {
+            // Copied and emptied.
+            0 => {
+                std::fs::copy(&self.path, &old).unwrap();
+                self.file.set_len(0).unwrap();
+            }
+            // Renamed, and the writer takes notice late.
+            1 => {
+                std::fs::rename(&self.path, &old).unwrap();
+                drop(Self::open(&self.path));
+                self.write(3);
+                self.file = Self::open(&self.path);
+            }
+            // Renamed, and compressed a while later.
+            2 => {
+                std::fs::rename(&self.path, &old).unwrap();
+                self.file = Self::open(&self.path);
+                std::process::Command::new("gzip").arg(&old).status().unwrap();
+            }
+            _ => {
+                std::fs::rename(&self.path, &old).unwrap();
+                self.file = Self::open(&self.path);
+            }
+        }
+    }
+}
+
+fn station_pid(world: &World) -> i32 {
+    let home = world.home().to_str().unwrap().to_owned();
+    let mut found = Vec::new();
+    // It may be about to be started again.
+    eventually("there is a station", || {
+        found = world::pids(|line| line.contains(" station ") && line.contains(&home));
+        !found.is_empty()
+    });
+    found[0]
+}
+
+fn with_station(config: &str) -> World {
+    let mut world = World::up();
+    world.stop_up();
+    let out = world.path("out").display().to_string();
+    std::fs::write(world.path("station.toml"), config.replace("OUT", &out)).unwrap();
+    world.start_up();
+    world
+}
+
+fn followed(world: &World, name: &str, source: &str) -> String {
+    let config = format!("[[event]]\nmethod = \"syslogforwarding\"\ndomain = \"nginx\"\n{source}\n");
+    let path = world.path(&format!("{name}.toml"));
+    std::fs::write(&path, config).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_line_arrives_once_and_in_order_whatever_is_killed() {
+    let mut world = with_station("[[receive]]\nmethod = \"syslogforwarding\"\nfile = \"OUT/{domain}/{from}.log\"\n");
+    // The place where they shall go is not there yet: the receiver holds its own.
+    std::fs::write(world.path("out"), "in the way").unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let seed = std::env::var("STEWARD_SEED").map_or(7, |seed| seed.parse().unwrap());
+    let mut writer = Writer::new(logs.path().join("log"), seed);
+    let config = followed(&world, "ship1", &format!("file = {:?}", writer.path));
+    world.agent("ship1", &["--config", &config]);
+    for round in 0..12_u64 {
+        writer.write(1500);
+        if round % 2 == 1 {
+            writer.rotate();
+            writer.write(200);
+        }
+        match round {
+            2 => std::fs::remove_file(world.path("out")).unwrap(),
+            3 | 8 => {
+                world.end_agent("ship1", 9);
+                writer.write(500);
+                writer.rotate();
+                writer.write(50);
+                world.start_agent("ship1", &["--config", &config]);
+            }
+            5 => send(world.broker_pid(), 9),
+            6 | 10 => send(station_pid(&world), 9),
+            _ => {}
+        }
+        // Neither always before nor always after they were read.
+        std::thread::sleep(Duration::from_millis(100 * writer.random.below(6)));
+    }
+    let arrived = world.path("out/nginx/ship1.log");
+    let count = usize::try_from(writer.next).unwrap();
+    eventually("all lines arrive", || lines(&arrived).len() >= count);
+    // What would come twice may come a moment later.
+    std::thread::sleep(Duration::from_millis(500));
+    let numbers: Vec<u64> =
+        lines(&arrived).iter().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    let wrong = numbers.iter().enumerate().find(|(index, number)| **number != *index as u64);
+    if wrong.is_some() {
+        println!("{}", std::fs::read_to_string(world.path("ship1.log")).unwrap());
+        let files = std::process::Command::new("ls").args(["-la", "--time-style=full-iso"]).arg(logs.path()).output();
+        println!("{}", String::from_utf8_lossy(&files.unwrap().stdout));
+    }
+    assert_eq!(
+        (numbers.len(), wrong),
+        (count, None),
+        "{:?}",
+        &numbers[wrong.map_or(0, |(at, _)| at)..].iter().take(5).collect::<Vec<_>>()
+    );
+    let metrics = world::get(world.ready["http"].as_str().unwrap(), "/metrics");
+    assert!(metrics.contains("\nsteward_receivers_failing 0\n"), "{metrics}");
+}
+
+/// Records that `event ls` shows about a domain.
+fn told(world: &World, domain: &str) -> Vec<Value> {
+    let output = world.steward(&["event", "ls", "--domain", domain, "-o", "ndjson"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect()
+}
+
+#[test]
+fn syslog_sockets_programs_and_globs_are_sources() {
+    let mut world = World::up();
+    let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let config = format!(
+        "[[event]]\nmethod=\"log\"\ndomain=\"udp\"\nsyslog=\"udp://127.0.0.1:{port}\"\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"tcp\"\nsyslog=\"tcp://127.0.0.1:{port}\"\nredact=[\"[0-9]{{16}}\"]\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"socket\"\nsocket={:?}\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"program\"\ncommand={{argv=[\"echo\", \"hello there\"], every=\"1s\"}}\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"files\"\nfiles=[{:?}]\ndrop=[\"debug\"]\nparse=\"json\"\n",
+        at("sock"),
+        at("*.log").display().to_string()
+    );
+    std::fs::write(world.path("ship1.toml"), config).unwrap();
+    std::fs::write(at("a.log"), "{\"n\":1}\n{\"level\":\"debug\"}\n").unwrap();
+    world.agent("ship1", &["--config", world.path("ship1.toml").to_str().unwrap()]);
+    std::fs::write(at("b.log"), "plain\n").unwrap();
+    eventually("the socket is there", || at("sock").exists());
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    eventually("a datagram arrives", || {
+        udp.send_to(b"<34>Oct 11 22:14:15 host su[1]: by datagram", ("127.0.0.1", port)).unwrap();
+        !told(&world, "udp").is_empty()
+    });
+    let record = told(&world, "udp")[0]["record"].clone();
+    assert_eq!(
+        (&record["severity"], &record["app"], &record["message"]),
+        (&json!("crit"), &json!("su"), &json!("by datagram"))
+    );
+    let mut tcp = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    tcp.write_all(b"<13>card 1234567812345678 here\n24 <13>counted and\nin lines\n").unwrap();
+    eventually("a stream arrives", || told(&world, "tcp").len() == 2);
+    let messages: Vec<Value> = told(&world, "tcp").iter().map(|event| event["record"]["message"].clone()).collect();
+    assert_eq!(messages, [json!("card *** here"), json!("counted and\nin lines")]);
+    UnixStream::connect(at("sock")).unwrap().write_all(b"{\"message\":\"by hand\",\"ok\":true}\nand plain\n").unwrap();
+    eventually("a local program is heard", || told(&world, "socket").len() == 2);
+    assert_eq!(told(&world, "socket")[0]["record"], json!({"message": "by hand", "ok": true}));
+    eventually("a program has run twice", || told(&world, "program").len() >= 2);
+    assert_eq!(told(&world, "program")[0]["record"]["message"], "hello there");
+    eventually("both files are followed", || told(&world, "files").len() == 2);
+    let files: Vec<Value> = told(&world, "files").iter().map(|event| event["record"].clone()).collect();
+    assert!(
+        files.contains(&json!({"n": 1, "file": at("a.log")}))
+            && files.contains(&json!({"message": "plain", "file": at("b.log")}))
+    );
+    let shown = world.json(0, &["ps", "ship1"]);
+    let files = shown
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|process| process["subject"].as_str().unwrap().ends_with(".files"))
+        .unwrap();
+    assert_eq!((&files["handled"], &files["failed"]), (&json!(2), &json!(1)), "one was not wanted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_used_is_put_aside_with_the_reason() {
+    let world = with_station("[[receive]]\nmethod = \"*\"\nfile = \"OUT/{from}.log\"\n");
+    let bus = world.operator_bus().await;
+    bus.publish("central.event.log.x", bus::Headers::new(), "not signed".into()).await.unwrap();
+    world.json(0, &["event", "emit", "log/x", "--message", "signed"]);
+    eventually("what is signed arrives", || lines(&world.path("out/central.log")) == ["signed"]);
+    eventually("the other one is put aside", || {
+        let letters = world.steward(&["event", "ls", "--method", "deadletter", "-o", "ndjson"]);
+        let letters = String::from_utf8(letters.stdout).unwrap();
+        letters.contains("\"subject\":\"central.event.log.x\"") && letters.contains("bm90IHNpZ25lZA==")
+    });
+    assert_eq!(lines(&world.path("out/central.log")), ["signed"], "letters go nowhere by a glob");
+    assert_eq!(world.state(HUB), "online");
+}
