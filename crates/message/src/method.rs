@@ -12,6 +12,8 @@ pub const SHELLCOMMAND: &str = "shellcommand";
 pub const HELLO: &str = "hello";
 /// Fetches a URL.
 pub const HTTPGET: &str = "httpget";
+/// Shows the end of a file, and what is added to it.
+pub const TAILFILE: &str = "tailfile";
 /// Lists the node's processes (message handlers); `steward ps`.
 pub const PROCESSES: &str = "processes";
 
@@ -96,6 +98,57 @@ pub struct ShellCommand {
     /// What is on standard input, in base64; nothing without it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stdin_base64: Option<String>,
+}
+
+/// The arguments of [`TAILFILE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TailFile {
+    /// The file: an absolute path without `..`.
+    pub path: String,
+    /// So many of its last lines.
+    #[serde(default = "tail_lines")]
+    pub lines: u32,
+    /// Whether to go on with what is added, also under the same name after a rotation, until the time-out.
+    #[serde(default = "tail_follows")]
+    pub follow: bool,
+    /// The local user to read it as.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub user: Option<String>,
+}
+
+const fn tail_lines() -> u32 {
+    10
+}
+
+const fn tail_follows() -> bool {
+    true
+}
+
+impl TailFile {
+    /// Reads an order's arguments.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with them.
+    pub fn read(args: &serde_json::Value) -> Result<Self, String> {
+        let read: Self = serde_json::from_value(args.clone())
+            .map_err(|error| format!("the arguments are not those of tailfile: {error}"))?;
+        // A policy may allow what lies below a directory.
+        if !read.path.starts_with('/') || read.path.split('/').any(|part| part == "..") {
+            return Err(format!("path has to be absolute, without `..`; it is {:?}", read.path));
+        }
+        Ok(read)
+    }
+
+    /// The program that does it, and its arguments: what a policy looks at, and what is executed.
+    pub fn argv(&self) -> Vec<String> {
+        let mut argv = vec!["tail".to_owned(), "-n".to_owned(), self.lines.to_string()];
+        if self.follow {
+            argv.push("-F".to_owned());
+        }
+        argv.extend(["--".to_owned(), self.path.clone()]);
+        argv
+    }
 }
 
 /// The arguments of [`HTTPGET`].

@@ -117,6 +117,30 @@ fn a_script_travels_with_its_order_and_a_method_can_be_any_executable() {
 }
 
 #[test]
+fn the_end_of_a_file_is_shown_and_what_is_added_to_it() {
+    let world = World::up();
+    let path = world.path("app.log");
+    std::fs::write(&path, "one\ntwo\nthree\n").unwrap();
+    let path_is = format!("path={}", path.display());
+    let last = world.json(0, &["call", HUB, "tailfile", &path_is, "lines=2", "follow=false"]);
+    assert_eq!(last["nodes"][HUB]["stdout"], "two\nthree\n");
+    // Until the time-out, also through a rotation; whoever looks on has not failed then.
+    let rotating = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1200));
+        std::fs::rename(&path, path.with_extension("1")).unwrap();
+        std::fs::write(&path, "four\n").unwrap();
+    });
+    let followed = world.json(0, &["call", HUB, "tailfile", &path_is, "lines=1", "--timeout", "4s"]);
+    rotating.join().unwrap();
+    let node = &followed["nodes"][HUB];
+    assert_eq!((&node["state"], &node["stdout"]), (&json!("succeeded"), &json!("three\nfour\n")), "{followed}");
+    for wrong in ["path=app.log", "path=/var/log/../../etc/shadow", "path=/x line=3"] {
+        let arguments: Vec<&str> = ["call", HUB, "tailfile"].into_iter().chain(wrong.split(' ')).collect();
+        assert_eq!(world.json(3, &arguments)["nodes"][HUB]["state"], "failed", "{wrong}");
+    }
+}
+
+#[test]
 fn too_much_output_is_cut_and_told() {
     let world = World::up();
     let job = world.json(0, &["run", HUB, "--max-output", "64KiB", "--sh", "head -c 300000 /dev/zero | tr '\\0' x"]);

@@ -7,6 +7,7 @@ mod external;
 mod httpget;
 mod program;
 mod shell;
+mod tail;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +50,7 @@ pub(crate) enum Method {
     ShellCommand,
     Hello,
     HttpGet,
+    TailFile,
     Processes,
     /// An executable in `methods.d`.
     External(PathBuf),
@@ -81,6 +83,7 @@ impl Method {
             method::SHELLCOMMAND => return Ok(Self::ShellCommand),
             method::HELLO => return Ok(Self::Hello),
             method::HTTPGET => return Ok(Self::HttpGet),
+            method::TAILFILE => return Ok(Self::TailFile),
             method::PROCESSES => return Ok(Self::Processes),
             _ => {}
         }
@@ -93,6 +96,7 @@ impl Method {
             method::SHELLCOMMAND.to_owned(),
             method::HELLO.to_owned(),
             method::HTTPGET.to_owned(),
+            method::TAILFILE.to_owned(),
             method::PROCESSES.to_owned(),
             // Not executed here: they are decided where orders are taken in.
             method::CANCEL.to_owned(),
@@ -107,7 +111,7 @@ impl Method {
         ))
     }
 
-    /// Whether it runs a program, which secrets can be laid out for.
+    /// Whether it runs a program of whoever orders, which secrets can be laid out for.
     pub(crate) const fn takes_secrets(&self) -> bool {
         matches!(self, Self::ShellCommand | Self::External(_))
     }
@@ -118,6 +122,7 @@ impl Method {
         Some(match self {
             Self::ShellCommand => return shell::execute(execution).await,
             Self::External(path) => return external::execute(path, execution).await,
+            Self::TailFile => return tail::execute(execution).await,
             Self::HttpGet => httpget::execute(execution).await,
             Self::Hello => Ended::with_data(json!({
                 "node": execution.identity.me.name,

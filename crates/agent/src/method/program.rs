@@ -8,6 +8,7 @@ use std::time::Duration;
 use keeper::{End, Event, Finished, Id, Program, Run, Tally};
 use message::{OrderId, Outcome, OutputTally, State};
 
+use super::tail::looked_on;
 use super::{Ended, Execution};
 use crate::outbox::Output;
 
@@ -54,7 +55,7 @@ async fn follow(mut run: Run, execution: Execution<'_>) -> Option<Ended> {
         () = leave.cancelled() => None,
         () = cancelled => None,
         finished = pass_on(&mut run, output, &mut lost) => Some(match finished {
-            Some(finished) => ended(finished, lost),
+            Some(finished) => looked_on(order, ended(finished, lost)),
             None => interrupted(&order.id, output).await,
         }),
     }

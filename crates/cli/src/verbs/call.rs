@@ -19,6 +19,7 @@ use crate::session::Session;
     after_help = "Examples:\n  \
         steward call --all hello\n  \
         steward call '*' processes/steward -o json\n  \
+        steward call ship1 tailfile path=/var/log/syslog --timeout 10m\n  \
         steward call \"$(hostname -s)\" httpget url=http://127.0.0.1:8420/healthz"
 )]
 pub(crate) struct Args {

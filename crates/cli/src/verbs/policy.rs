@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::Subcommand;
 use fleet::policy::{Line, difference, parse, render};
+use message::method::TailFile;
 use message::policy::reach::Change;
 use message::policy::{Asked, Command, Decision, Policy, Request, Rules, decide};
 use message::{Labels, NodeName, Token, method, order};
-use serde_json::json;
+use serde_json::{Value, json};
 
+use crate::args::json_arguments;
 use crate::exit::{Exit, Usage};
 use crate::render::paint::tame;
 use crate::session::Session;
@@ -80,7 +82,7 @@ struct Check {
     /// As which local user
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// The program and its arguments; without them, a shell line is meant
+    /// The program and its arguments; without them, a shell line is meant. Of tailfile: its arguments
     #[arg(last = true, value_name = "ARGV")]
     argv: Vec<String>,
 }
@@ -151,13 +153,7 @@ async fn check(session: &mut Session, check: Check) -> anyhow::Result<Exit> {
         Some(rules) => Some(Policy::new(0, fleet.context().root.clone(), bus::clock::now(), rules)),
         None => fleet.policy().await?.map(|signed| signed.policy),
     };
-    let mut asked = Asked::of(wanted.as_str(), &json!({"user": check.user}));
-    if asked.command != Command::Nothing && !check.argv.is_empty() {
-        asked.command = Command::Argv { argv: check.argv.clone(), plain: true };
-    }
-    if wanted.as_str() != method::SHELLCOMMAND && !check.argv.is_empty() {
-        return Err(Usage::new(format!("{wanted} takes no command line: leave `-- …` out")).into());
-    }
+    let asked = asked(&check, &wanted)?;
     let request = Request {
         operator: check.operator.as_deref(),
         roles: &roles,
@@ -176,6 +172,28 @@ async fn check(session: &mut Session, check: Check) -> anyhow::Result<Exit> {
     );
     tell(session, &decision)?;
     Ok(if decision.is_denied() { Exit::TargetFailed } else { Exit::Success })
+}
+
+/// What is to be checked, as an order would ask for it.
+fn asked(check: &Check, wanted: &Token) -> anyhow::Result<Asked> {
+    if wanted.as_str() == method::TAILFILE {
+        let mut args = json_arguments(&check.argv)?;
+        if let Some(user) = &check.user {
+            args.insert("user".into(), user.as_str().into());
+        }
+        let args = Value::Object(args);
+        TailFile::read(&args)
+            .map_err(|error| Usage::new(format!("{error}: say which file behind `--`: -- path=/var/log/syslog")))?;
+        return Ok(Asked::of(method::TAILFILE, &args));
+    }
+    let mut asked = Asked::of(wanted.as_str(), &json!({"user": check.user}));
+    if asked.command != Command::Nothing && !check.argv.is_empty() {
+        asked.command = Command::Argv { argv: check.argv.clone(), plain: true };
+    }
+    if wanted.as_str() != method::SHELLCOMMAND && !check.argv.is_empty() {
+        return Err(Usage::new(format!("{wanted} takes no command line: leave `-- …` out")).into());
+    }
+    Ok(asked)
 }
 
 fn tell(session: &mut Session, decision: &Decision) -> anyhow::Result<()> {

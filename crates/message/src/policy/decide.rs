@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::{Policy, Rule};
-use crate::method::{APPROVE, CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
+use crate::method::{APPROVE, CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND, TAILFILE, TailFile};
 use crate::name::{NodeName, Token};
 use crate::selector::Labels;
 use crate::time::Timestamp;
@@ -41,10 +41,12 @@ pub struct Asked {
 impl Asked {
     /// Reads it from an order's arguments.
     pub fn of(method: &str, args: &Value) -> Self {
+        let user = || args.get("user").and_then(Value::as_str).map(ToOwned::to_owned);
         match method {
-            SHELLCOMMAND => {
-                let user = args.get("user").and_then(Value::as_str).map(ToOwned::to_owned);
-                Self { command: shell_command(args).unwrap_or(Command::Line), user }
+            SHELLCOMMAND => Self { command: shell_command(args).unwrap_or(Command::Line), user: user() },
+            TAILFILE => {
+                let tail = TailFile::read(args).map(|tail| Command::Argv { argv: tail.argv(), plain: true });
+                Self { command: tail.unwrap_or(Command::Line), user: user() }
             }
             _ if starts_nothing(method) => Self { command: Command::Nothing, user: None },
             _ => Self { command: Command::Method, user: None },

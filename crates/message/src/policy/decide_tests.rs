@@ -120,6 +120,26 @@ fn a_command_runs_as_a_user_that_the_rule_names() {
 }
 
 #[test]
+fn a_file_is_shown_as_the_program_that_shows_it() {
+    let logs = policy(json!({"allow": [{"name": "logs", "roles": ["ops"], "methods": ["tailfile"], "users": ["www"],
+        "argv": [["tail", "-n", "*", "-F", "--", "/var/log/*"]]}]}));
+    let tail = |args: Value| {
+        let ops = case("ops", Asked::of(TAILFILE, &args));
+        decide(&logs, &Request { method: TAILFILE, ..ops.request() })
+    };
+    assert_eq!(tail(json!({"path": "/var/log/nginx/access.log"})), allowed("logs", Some("www")));
+    for args in [
+        json!({"path": "/etc/shadow"}),
+        json!({"path": "/var/log/../../etc/shadow"}),
+        json!({"path": "/var/log/x", "user": "root"}),
+        json!({"path": "/var/log/x", "lines": "-1"}),
+        json!({"path": ["/var/log/x"]}),
+    ] {
+        assert!(tail(args.clone()).is_denied(), "{args}");
+    }
+}
+
+#[test]
 fn a_deny_wins_and_where_something_is_not_known_it_holds() {
     let rules = |deny: Value| policy(json!({"allow": [{"name": "all", "roles": ["ops"]}], "deny": [deny]}));
     let no_rm = rules(json!({"name": "no rm", "operators": ["*"], "argv": [["rm", "**"]]}));

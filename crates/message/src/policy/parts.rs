@@ -95,6 +95,11 @@ impl Arguments {
         let length_fits = if rest { argv.len() >= globs.len() } else { argv.len() == globs.len() };
         length_fits && globs.iter().zip(argv).all(|(glob, argument)| glob.matches(argument))
     }
+
+    /// Whether they may be those of this program.
+    pub fn may_start(&self, program: &str) -> bool {
+        self.0.first().is_some_and(|glob| glob.as_str() == "**" || glob.matches(program))
+    }
 }
 
 impl TryFrom<Vec<Glob>> for Arguments {

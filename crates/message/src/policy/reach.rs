@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decide::starts_nothing;
-use super::{Rule, Rules};
-use crate::method::{CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND};
+use super::{Arguments, Rule, Rules};
+use crate::method::{CANCEL, HELLO, HTTPGET, PROCESSES, SHELLCOMMAND, TAILFILE};
 use crate::name::NodeName;
 use crate::selector::Labels;
 use crate::trust::Operator;
@@ -34,7 +34,7 @@ pub struct Change {
 fn methods(rules: &[&Rules]) -> BTreeSet<String> {
     let named = rules.iter().flat_map(|rules| rules.allow.iter().chain(&rules.deny)).flat_map(|rule| &rule.methods);
     let literal = named.filter(|glob| glob.is_literal()).map(ToString::to_string);
-    [SHELLCOMMAND, HELLO, HTTPGET, PROCESSES, CANCEL]
+    [SHELLCOMMAND, HELLO, HTTPGET, PROCESSES, TAILFILE, CANCEL]
         .map(String::from)
         .into_iter()
         .chain(literal)
@@ -79,8 +79,10 @@ impl Rule {
     fn conditions(&self, method: &str, denies: bool) -> Option<String> {
         let mut parts = Vec::new();
         // What starts no program has neither a command line nor a user.
-        let (no_line, no_user) = (method != SHELLCOMMAND, starts_nothing(method));
-        if (no_line && !self.argv.is_empty()) || (no_user && denies && !self.users.is_empty()) {
+        let (no_line, no_user) = (![SHELLCOMMAND, TAILFILE].contains(&method), starts_nothing(method));
+        let fits = |argv: &&Arguments| method == SHELLCOMMAND || (!no_line && argv.may_start("tail"));
+        let lines: Vec<String> = self.argv.iter().filter(fits).map(ToString::to_string).collect();
+        if (lines.is_empty() && !self.argv.is_empty()) || (no_user && denies && !self.users.is_empty()) {
             return None;
         }
         if method == OTHER_METHODS {
@@ -103,7 +105,7 @@ impl Rule {
         if !self.domains.iter().any(|glob| glob.as_str() == "*") {
             listed(&mut parts, "domain", domains);
         }
-        listed(&mut parts, "command", self.argv.iter().map(ToString::to_string).collect());
+        listed(&mut parts, "command", lines);
         if !no_user {
             listed(&mut parts, "as", self.users.clone());
         }
@@ -196,7 +198,7 @@ mod tests {
         changes(before, after, &operators(), &nodes()).into_iter().map(text).collect()
     }
 
-    const ALL: &str = "cancel,hello,httpget,other methods,processes,shellcommand";
+    const ALL: &str = "cancel,hello,httpget,other methods,processes,shellcommand,tailfile";
 
     #[test]
     fn a_first_policy_takes_from_all_who_are_no_admins() {
