@@ -58,6 +58,9 @@ pub struct Config {
     /// No shell lines, no scripts, no shells, whatever the policy allows.
     #[serde(default)]
     pub deny_shell: bool,
+    /// Whether it tells the fleet's error log what it warns of; it does, if nothing is said.
+    #[serde(default)]
+    pub error_log: Option<bool>,
     /// What it reports.
     #[serde(default, deserialize_with = "sources")]
     pub event: Vec<EventSource>,
@@ -91,6 +94,15 @@ impl Link {
             Self::Normal => 60,
             Self::Slow => 5 * 60,
             Self::Metered => 30 * 60,
+        })
+    }
+
+    /// Between two complaints to the fleet's error log, when there are too many.
+    pub const fn complaints(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Normal => 2 * 60,
+            Self::Slow => 20 * 60,
+            Self::Metered => 2 * 3600,
         })
     }
 
@@ -290,7 +302,7 @@ fn every<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error
     Ok(every)
 }
 
-fn central() -> NodeName {
+pub(crate) fn central() -> NodeName {
     // A literal that follows the rules for names; the tests read it.
     #[allow(clippy::expect_used)]
     NodeName::new("central").expect("\"central\" is a valid node name")
@@ -318,7 +330,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 24] = [
+const KEYS: [&str; 25] = [
     "name",
     "life_sign",
     "link",
@@ -326,6 +338,7 @@ const KEYS: [&str; 24] = [
     "allow_domains",
     "run_as",
     "deny_shell",
+    "error_log",
     "event",
     "method",
     "domain",

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use bus::{Bus, Credentials, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
-use message::{Addressee, InstanceId, PublicKey, State, Trust};
+use message::{Addressee, Complaint, InstanceId, PublicKey, State, Trust};
+use tokio::sync::mpsc::Receiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,12 +61,17 @@ pub(crate) struct Identity {
     pub(crate) time: FleetTime,
 }
 
-/// Runs an agent until it is cancelled or cannot go on.
+/// Runs an agent until it is cancelled or cannot go on. `complaints` is what this program warns of, for the fleet's error log.
 ///
 /// # Errors
 /// [`AgentError`] when it cannot start, when its name is taken, or when one of its tasks breaks down.
-pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), AgentError> {
+pub async fn run(
+    options: Options,
+    complaints: Option<Receiver<Complaint>>,
+    cancel: CancellationToken,
+) -> Result<(), AgentError> {
     let config = load_config(&options)?;
+    let complaints = complaints.filter(|_| config.error_log.unwrap_or(true));
     let credentials = Credentials::parse(&options.credentials, "the enrolment")?;
     let pair = credentials.pair().clone();
     let me = Addressee { name: options.name.clone(), key: PublicKey::of(&pair) };
@@ -122,6 +128,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Agen
         state_dir: options.state_dir.clone(),
         interval,
         events: config.event,
+        complaints: complaints.map(|complaints| (complaints, link.complaints())),
         give_back: rest::give_back,
         tokens: Some(tokens),
         facts: Some((link.facts(), config.run_as)),
@@ -145,6 +152,8 @@ pub(crate) struct Ground {
     /// Between two life signs.
     pub(crate) interval: Duration,
     pub(crate) events: Vec<EventSource>,
+    /// What this program complains of itself, and how far apart such are told when there are too many.
+    pub(crate) complaints: Option<(Receiver<Complaint>, Duration)>,
     /// What an agent does with its memory when it has nothing to do.
     pub(crate) give_back: GiveBack,
     /// What renews its token; `None` where nobody asks for one.
@@ -173,6 +182,7 @@ pub(crate) async fn live(
         state_dir,
         interval,
         events,
+        complaints,
         give_back,
         tokens,
         facts,
@@ -244,14 +254,25 @@ pub(crate) async fn live(
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
     let keep = Keep::new(journal.clone(), identity.me.name.clone(), opened.event_row);
     for event in events {
-        let source = Source::new(event, Arc::clone(&keep));
+        let source = Source::new(&event, Arc::clone(&keep));
         processes.add_source(source.status());
         let stop = stop.clone();
         tasks.spawn(async move {
-            source.run(stop.clone()).await;
+            source.run(event.kind, stop.clone()).await;
             // A source that fails says so in `ps`; the others go on.
             stop.cancelled().await;
             ("events", Ok(()))
+        });
+    }
+    if let Some((complaints, interval)) = complaints
+        && let Ok(source) = Source::of_complaints(Arc::clone(&keep))
+    {
+        processes.add_source(source.status());
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            source::complain::run(source, complaints, interval, stop.clone()).await;
+            stop.cancelled().await;
+            ("error log", Ok(()))
         });
     }
     {

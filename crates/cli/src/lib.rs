@@ -30,8 +30,9 @@ pub fn main_entry() -> ExitCode {
         Ok(cli) => cli,
         Err(said) => return said,
     };
-    logging::init(&cli);
+    let complaints = logging::init(&cli);
     let mut session = session::Session::new(cli.global);
+    session.complaints = complaints;
     let ended = verbs::run(cli.verb, &mut session);
     exit::conclude(ended, session.out)
 }

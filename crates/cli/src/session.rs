@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use fleet::{Context, Fleet, Home, NatsContext};
+use message::Complaint;
+use tokio::sync::mpsc::Receiver;
 
 use crate::args::Global;
 use crate::exit::Usage;
@@ -17,12 +19,14 @@ const HOME_NAME: &str = ".steward";
 pub(crate) struct Session {
     pub(crate) global: Global,
     pub(crate) out: Out,
+    /// What this program warns of, if it is a service.
+    pub(crate) complaints: Option<Receiver<Complaint>>,
 }
 
 impl Session {
     pub(crate) fn new(global: Global) -> Self {
         let out = Out::new(&global);
-        Self { global, out }
+        Self { global, out, complaints: None }
     }
 
     /// Where keys and contexts live.

@@ -11,7 +11,8 @@ use data_encoding::BASE64;
 use message::event::{BATCH_BYTES_MAX, ENCODING_HEADER, EventHead, pack, unpack};
 use message::order::DEFAULT_DOMAIN;
 use message::{
-    EventBatch, EventRecord, Kind, MessageId, NodeName, Pattern, PublicKey, Subject, Timestamp, Token, WIRE_VERSION,
+    EventBatch, EventRecord, Expression, Kind, Labels, MessageId, NodeName, Pattern, PublicKey, Subject, Timestamp,
+    Token, WIRE_VERSION, errorlog,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -33,20 +34,27 @@ const KEY_AGE_MAX: Duration = Duration::from_secs(30);
 /// So many nodes' keys are remembered.
 const KEYS_MAX: usize = 200_000;
 
-/// The key that a node's word is signed with, and since when that counts no more, if so.
-type Voice = (PublicKey, Option<Timestamp>);
+/// What a node speaks with.
+struct Voice {
+    /// The key that its word is signed with.
+    key: PublicKey,
+    /// Since when that counts no more, if so.
+    until: Option<Timestamp>,
+    labels: Labels,
+}
 
-/// From when on.
+/// A time that is said in one way or the other: from then on, or until then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Since {
-    /// From this long ago.
+    /// So long ago.
     Ago(Duration),
-    /// From this time of the broker on.
+    /// This time of the broker.
     At(Timestamp),
 }
 
-/// Which events; everything that is left out does not matter.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Which events; everything that is left out does not matter. Times are those of the broker, when it stored an event: the clocks of nodes
+/// may be wrong, and what a node reports after days without a link has come now.
+#[derive(Debug, Clone, Default)]
 pub struct EventFilter {
     /// Who reported it: proven by signature. Events of nobody proven never match.
     pub from: Option<Pattern>,
@@ -58,6 +66,10 @@ pub struct EventFilter {
     pub domain: Option<String>,
     /// What the broker stored from then on.
     pub since: Option<Since>,
+    /// What the broker had stored by then; for what is stored, not for what is followed.
+    pub until: Option<Since>,
+    /// What holds of the record, and of the name and labels of who reports it: see [`Expression::over_records`].
+    pub condition: Option<Expression>,
     /// A text that the record holds somewhere, capitals counting.
     pub grep: Option<String>,
 }
@@ -166,6 +178,8 @@ pub struct Events {
     fleet: Fleet,
     filter: EventFilter,
     source: Source,
+    /// What was stored later is not read.
+    until: Option<Timestamp>,
     /// A message that was received and not yet judged.
     held: Option<Message>,
     lines: VecDeque<EventLine>,
@@ -187,6 +201,14 @@ impl Source {
 }
 
 impl Events {
+    /// The next message, which stays at hand until it has been judged: judging may be cancelled.
+    async fn hold(&mut self) -> Result<Option<Message>, FleetError> {
+        if self.held.is_none() {
+            self.held = self.source.next().await?;
+        }
+        Ok(self.held.clone().filter(|message| self.until.is_none_or(|until| message.stored_at <= until)))
+    }
+
     /// The next record; `None` when all are read and it does not follow. May be cancelled at any time.
     ///
     /// # Errors
@@ -196,32 +218,27 @@ impl Events {
             if let Some(line) = self.lines.pop_front() {
                 return Ok(Some(line));
             }
-            let message = match &self.held {
-                Some(message) => message.clone(),
-                None => match self.source.next().await? {
-                    Some(message) => self.held.insert(message).clone(),
-                    None => return Ok(None),
-                },
-            };
+            let Some(message) = self.hold().await? else { return Ok(None) };
             let lines = self.read(&message).await?;
             self.held = None;
-            self.lines.extend(lines.into_iter().filter(|line| self.filter.wants(line)));
+            for line in lines {
+                let voice =
+                    line.from.as_ref().and_then(|from| self.voices.get(from)).and_then(|(voice, _)| voice.as_ref());
+                if self.filter.wants(&line, voice.map(|voice| &voice.labels)) {
+                    self.lines.push_back(line);
+                }
+            }
         }
     }
 
-    /// The next message whole, whatever is in it; the filter's `from` and `grep` do not count. `None` when all are read and it
+    /// The next message whole, whatever is in it; the filter's `from`, `grep` and `condition` do not
+    /// count. `None` when all are read and it
     /// does not follow. May be cancelled at any time.
     ///
     /// # Errors
     /// [`FleetError`] when the broker cannot be read any more.
     pub async fn next_message(&mut self) -> Result<Option<Received>, FleetError> {
-        let message = match &self.held {
-            Some(message) => message.clone(),
-            None => match self.source.next().await? {
-                Some(message) => self.held.insert(message).clone(),
-                None => return Ok(None),
-            },
-        };
+        let Some(message) = self.hold().await? else { return Ok(None) };
         let opened = ReceivedBatch::open(&message.payload, message.header(ENCODING_HEADER), &message.subject);
         let batch = match (opened, message.signer()) {
             (Err(reason), _) => Err(reason),
@@ -246,13 +263,7 @@ impl Events {
     /// # Errors
     /// [`FleetError`] when the broker cannot be read any more.
     pub async fn next_newest(&mut self, most: usize) -> Result<Option<Newest>, FleetError> {
-        let message = match &self.held {
-            Some(message) => message.clone(),
-            None => match self.source.next().await? {
-                Some(message) => self.held.insert(message).clone(),
-                None => return Ok(None),
-            },
-        };
+        let Some(message) = self.hold().await? else { return Ok(None) };
         let opened = ReceivedBatch::open(&message.payload, message.header(ENCODING_HEADER), &message.subject);
         let newest = match (opened, message.signer()) {
             (Ok(batch), Ok(signer)) if self.speaks_for(&signer, &batch.head.from, message.stored_at).await? => {
@@ -293,14 +304,15 @@ impl Events {
             return Ok(true);
         }
         let fits = |voice: &Option<Voice>| {
-            voice.as_ref().is_some_and(|(key, until)| key == signer && until.is_none_or(|until| at < until))
+            voice.as_ref().is_some_and(|voice| voice.key == *signer && voice.until.is_none_or(|until| at < until))
         };
         if let Some((voice, known_since)) = self.voices.get(from)
             && known_since.elapsed() < KEY_AGE_MAX
         {
             return Ok(fits(voice));
         }
-        let voice = self.fleet.voice(from).await?;
+        let record = self.fleet.record_of(from).await?;
+        let voice = record.map(|record| Voice { key: record.key, until: record.revoked, labels: record.labels });
         if self.voices.len() >= KEYS_MAX {
             self.voices.clear();
         }
@@ -318,10 +330,22 @@ impl Fleet {
     /// [`FleetError`] when the broker cannot be read, [`FleetError::Usage`] when a filter makes no sense.
     pub async fn events(&self, filter: &EventFilter, follow: bool) -> Result<Events, FleetError> {
         check(filter)?;
-        let start = match filter.since {
-            Some(Since::At(time)) => Start::Time(time),
-            // By the broker's clock, as the times of what it has stored are its own.
-            Some(Since::Ago(ago)) => Start::Time(before(self.broker_now().await?, ago)),
+        let since = self.time_of(filter.since).await?;
+        let until = self.time_of(filter.until).await?;
+        if follow && until.is_some() {
+            return Err(FleetError::usage(
+                "what is followed goes on for ever: leave out until when, or list what is stored",
+            ));
+        }
+        if let (Some(since), Some(until)) = (since, until)
+            && since > until
+        {
+            return Err(FleetError::usage(format!(
+                "nothing lies between {since} and {until}: the end is before the beginning"
+            )));
+        }
+        let start = match since {
+            Some(time) => Start::Time(time),
             None if follow => Start::New,
             None => Start::First,
         };
@@ -331,8 +355,21 @@ impl Fleet {
         } else {
             Source::Stored(Box::new(Scan::open(self.bus(), EVENTS, &filters, start).await?))
         };
+        Ok(self.reading(filter, source, until))
+    }
+
+    /// By the broker's clock, as the times of what it has stored are its own.
+    async fn time_of(&self, said: Option<Since>) -> Result<Option<Timestamp>, FleetError> {
+        Ok(match said {
+            Some(Since::At(time)) => Some(time),
+            Some(Since::Ago(ago)) => Some(before(self.broker_now().await?, ago)),
+            None => None,
+        })
+    }
+
+    fn reading(&self, filter: &EventFilter, source: Source, until: Option<Timestamp>) -> Events {
         let (lines, voices) = (VecDeque::new(), HashMap::new());
-        Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, voices })
+        Events { fleet: self.clone(), filter: filter.clone(), source, until, held: None, lines, voices }
     }
 
     /// Goes on reading behind a message of the stream, for one who keeps what he receives.
@@ -343,8 +380,7 @@ impl Fleet {
         check(filter)?;
         let start = if after == 0 { Start::First } else { Start::Sequence(after + 1) };
         let source = Source::Growing(Box::new(Steady::open(self.bus(), EVENTS, vec![filter.subject()], start).await?));
-        let (lines, voices) = (VecDeque::new(), HashMap::new());
-        Ok(Events { fleet: self.clone(), filter: filter.clone(), source, held: None, lines, voices })
+        Ok(self.reading(filter, source, None))
     }
 
     /// Puts aside what cannot be used: on `<node>.event.deadletter.<domain>` of this context's node, with the reason. It is not
@@ -369,6 +405,17 @@ impl Fleet {
         let id = format!("dead-{}-{}", received.sequence, received.stored.as_ms());
         let headers = Headers::new().with_id(&id);
         self.bus().publish(&subject, headers, Bytes::from(letter.to_string())).await?;
+        Ok(())
+    }
+
+    /// Tells the fleet's error log what `program`, at this context's node, complains of. It is not signed: nobody vouches for it.
+    ///
+    /// # Errors
+    /// [`FleetError`] when the broker does not take it.
+    pub async fn complain(&self, program: &Token, record: Map<String, Value>) -> Result<(), FleetError> {
+        let subject = format!("{}.event.{}.{program}", self.context().node, errorlog::METHOD);
+        let headers = Headers::from(clock::message_id());
+        self.bus().publish(&subject, headers, Bytes::from(Value::Object(record).to_string())).await?;
         Ok(())
     }
 

@@ -317,11 +317,10 @@ impl Fleet {
         Err(BusError::Conflict { what: format!("the record of {name}") }.into())
     }
 
-    /// The key of a node, if there is a record of it that is believed, and since when it was revoked, if so.
-    pub(crate) async fn voice(&self, name: &NodeName) -> Result<Option<(PublicKey, Option<Timestamp>)>, FleetError> {
+    /// The record of a node, if there is one that is believed.
+    pub(crate) async fn record_of(&self, name: &NodeName) -> Result<Option<NodeRecord>, FleetError> {
         let written = self.bus().kv_get(NODES, name.as_str()).await?;
-        let record = written.and_then(|written| self.believe(&written).ok());
-        Ok(record.map(|record| (record.key, record.revoked)))
+        Ok(written.and_then(|written| self.believe(&written).ok()))
     }
 
     /// The records by which one of `addressees`, nodes with the keys that orders are addressed to, has no word any more:

@@ -10,6 +10,7 @@
 pub mod admission;
 pub mod audit;
 pub mod change;
+pub mod errorlog;
 pub mod event;
 pub mod expression;
 pub mod facts;
@@ -35,6 +36,7 @@ pub mod units;
 
 pub use admission::{Admission, Decision, EnrolToken, Knock, TokenRecord};
 pub use change::{Change, Spell};
+pub use errorlog::{Complaint, Restraint};
 pub use event::{EventBatch, EventRecord};
 pub use expression::Expression;
 pub use facts::Facts;

@@ -13,6 +13,7 @@ pub mod access;
 mod alert;
 mod api;
 mod believe;
+mod complain;
 mod discovery;
 mod finish;
 mod freshness;
@@ -35,7 +36,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fleet::{Context, Fleet, FleetError};
+use message::Complaint;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 pub use http::HttpTls;
@@ -118,11 +121,16 @@ impl From<FleetError> for StationError {
     }
 }
 
-/// Runs a station until it is cancelled. The broker need not be there yet: until it is, `/readyz` says so.
+/// Runs a station until it is cancelled. The broker need not be there yet: until it is, `/readyz` says so. `complaints` is what
+/// this program warns of, for the fleet's error log.
 ///
 /// # Errors
 /// [`StationError`] when it cannot begin; what goes wrong later is retried and shown.
-pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), StationError> {
+pub async fn run(
+    options: Options,
+    complaints: Option<Receiver<Complaint>>,
+    cancel: CancellationToken,
+) -> Result<(), StationError> {
     let Options { context, http_listen: listen, http_tls, http_names, tokens, http_addr_file, mut config, state_dir } =
         options;
     let rules = std::mem::take(&mut config.alert);
@@ -149,6 +157,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
     let mut alerting = tokio::spawn(alert::keep(fleet.clone(), Arc::clone(&shared), rules, memory, stop.clone()));
     let found = discovery::service(&shared.about);
     let mut being_found = tokio::spawn(discovery::keep(fleet.clone(), found, stop.clone()));
+    let mut complaining = tokio::spawn(complain::keep(fleet.clone(), complaints, stop.clone()));
     let received = Arc::clone(&shared.received);
     let mut receiving = tokio::spawn(receive::keep(fleet.clone(), config, state_dir, received, stop.clone()));
     let site = http::Site::new(shared, Some(fleet.clone()), manner, stop.clone());
@@ -169,6 +178,7 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
         ended = &mut receiving => Some(("the receivers of events", ended)),
         ended = &mut alerting => Some(("the alerts", ended)),
         ended = &mut being_found => Some(("the answers to who looks for services", ended)),
+        ended = &mut complaining => Some(("the error log", ended)),
         ended = &mut serving => Some(("the HTTP server", ended)),
     };
     stop.cancel();
@@ -181,7 +191,8 @@ pub async fn run(options: Options, cancel: CancellationToken) -> Result<(), Stat
             Err(StationError::Broken { reason: format!("{part}: {reason}") })
         }
         None => {
-            let _ = tokio::join!(watching, finishing, receiving, alerting, being_found, serving); // they were told to end, and have no more to say
+            // They were told to end, and have no more to say.
+            let _ = tokio::join!(watching, finishing, receiving, alerting, being_found, complaining, serving);
             Ok(())
         }
     };

@@ -77,7 +77,7 @@ impl World {
             state_dir: std::path::PathBuf::from("/nonexistent"),
         };
         let cancel = CancellationToken::new();
-        Station { running: tokio::spawn(station::run(options, cancel.clone())), cancel, address_file }
+        Station { running: tokio::spawn(station::run(options, None, cancel.clone())), cancel, address_file }
     }
 }
 
@@ -439,7 +439,7 @@ async fn beyond_loopback_nothing_is_served_without_tls() {
         config: station::receive::Config::default(),
         state_dir: std::path::PathBuf::from("/nonexistent"),
     };
-    let error = station::run(options, CancellationToken::new()).await.unwrap_err();
+    let error = station::run(options, None, CancellationToken::new()).await.unwrap_err();
     assert!(matches!(error, StationError::NotLoopback { .. }));
     assert!(error.to_string().contains("--http-cert") && error.to_string().contains("127.0.0.1:8080"), "{error}");
 }

@@ -228,6 +228,48 @@ fn syslog_sockets_programs_and_globs_are_sources() {
     assert_eq!((&files["handled"], &files["failed"]), (&json!(2), &json!(1)), "one was not wanted");
 }
 
+#[test]
+fn what_an_agent_warns_of_is_in_the_fleets_error_log_unless_it_is_told_not_to() {
+    let mut world = World::up();
+    let config = "[[event]]\nmethod=\"log\"\ndomain=\"x\"\ncommand={argv=[\"/nowhere\"], every=\"1s\"}\n";
+    for (name, more) in [("ship1", ""), ("ship2", "error_log=false\n")] {
+        let path = world.path(&format!("{name}.toml"));
+        std::fs::write(&path, format!("{more}{config}")).unwrap();
+        world.agent(name, &["--config", path.to_str().unwrap()]);
+    }
+    let list = |condition: &str, more: &[&str]| {
+        let arguments = ["event", "ls", "--method", "errorlog", "--where", condition, "-o", "ndjson"];
+        let output = world.steward(&[&arguments, more].concat());
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    eventually("it is told", || !list("name == 'ship1'", &[]).is_empty());
+    let told = &list("record.level == 'warn' && record.error.contains('/nowhere')", &[])[0];
+    assert_eq!((&told["from"], &told["domain"]), (&json!("ship1"), &json!("agent")));
+    assert_eq!(told["record"]["message"], "an event source has trouble");
+    // The other one has the same trouble, and has had the time.
+    eventually("the other one has it, too", || {
+        let shown = world.json(0, &["ps", "ship2"]);
+        shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|process| process["last_error"].as_str().is_some_and(|text| text.contains("/nowhere")))
+    });
+    assert_eq!(list("name == 'ship2'", &[]), [] as [Value; 0]);
+    // What was stored before an hour ago, or within it.
+    assert_eq!(list("true", &["--until", "1h"]), [] as [Value; 0]);
+    assert!(!list("true", &["--since", "1h", "--until", "0s"]).is_empty());
+    for (wrong, says) in [
+        (["--since", "1h", "--until", "2h"], "before the beginning"),
+        (["--since", "1h", "--where", "facts.cpus > 2"], "^"),
+    ] {
+        let output = world.steward(&[&["event", "ls"][..], &wrong].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(says), "{said}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_used_is_put_aside_with_the_reason() {
     let world = with_station("[[receive]]\nmethod = \"*\"\nfile = \"OUT/{from}.log\"\n");
@@ -241,5 +283,10 @@ async fn what_cannot_be_used_is_put_aside_with_the_reason() {
         letters.contains("\"subject\":\"central.event.log.x\"") && letters.contains("bm90IHNpZ25lZA==")
     });
     assert_eq!(lines(&world.path("out/central.log")), ["signed"], "letters go nowhere by a glob");
+    let complaints = || told(&world, "station").into_iter().filter(|event| event["method"] == "errorlog");
+    eventually("the station complains of it", || complaints().count() > 0);
+    let complaint = complaints().next().unwrap();
+    assert_eq!((&complaint["from"], &complaint["record"]["level"]), (&Value::Null, &json!("warn")));
+    assert_eq!(complaint["record"]["subject"], "central.event.log.x");
     assert_eq!(world.state(HUB), "online");
 }

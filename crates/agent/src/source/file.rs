@@ -132,8 +132,8 @@ fn look(source: &Source, files: &Files, open: &mut BTreeMap<PathBuf, Option<Foll
         } else {
             Map::new()
         };
-        let follower = Follower::new(path.clone(), source.source.multiline.clone(), resume);
-        open.insert(path, Some(Followed { follower, sieve: Sieve::new(&source.source.shape), more }));
+        let follower = Follower::new(path.clone(), source.multiline.clone(), resume);
+        open.insert(path, Some(Followed { follower, sieve: Sieve::new(&source.shape), more }));
     }
     // A file of a glob that is gone for good is forgotten.
     if by_glob {

@@ -45,6 +45,11 @@ impl Records {
         self.batches.is_empty()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.batches.iter().map(|(_, count)| u64::from(*count)).sum()
+    }
+
     /// How many bytes there are.
     pub(crate) fn bytes(&self) -> usize {
         self.batches.iter().map(|(bytes, _)| bytes.len()).sum()

@@ -111,7 +111,7 @@ pub(super) async fn run(source: Source, address: Address, speech: Speech, cancel
 
 /// Journals what comes, in turns.
 async fn gather(source: &Source, speech: Speech, queue: &mut mpsc::Receiver<Heard>, cancel: &CancellationToken) {
-    let mut sieve = Sieve::new(&source.source.shape);
+    let mut sieve = Sieve::new(&source.shape);
     loop {
         if source.keep.is_full() {
             source.standing.note("waiting: the outbox is full", None);

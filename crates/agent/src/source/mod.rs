@@ -4,6 +4,7 @@
 //! twice across a crash. What cannot leave waits in the journal; when too much waits, sources are not read on:
 //! a file itself is the buffer, and who sends over a stream waits. Only what comes in datagrams is lost then, and counted.
 
+pub(crate) mod complain;
 mod file;
 mod follow;
 mod keep;
@@ -20,10 +21,11 @@ use bytes::Bytes;
 use journal::EventRow;
 use message::event::ENCODING_HEADER;
 use message::method::ProcessStatus;
-use message::{Seal, Subject};
+use message::{NameError, Seal, Subject, Token, errorlog};
+use regex_lite::Regex;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{EventSource, SourceKind};
+use crate::config::{self, EventSource, Shape, SourceKind};
 use crate::run::Identity;
 use keep::Records;
 pub(crate) use keep::{Keep, Told};
@@ -76,19 +78,32 @@ impl Standing {
     }
 }
 
-/// A source that was configured.
+/// Where events come from, but for how they are read.
 pub(crate) struct Source {
-    source: EventSource,
+    shape: Shape,
+    multiline: Option<Regex>,
     told: Told,
     keep: Arc<Keep>,
     standing: Standing,
 }
 
 impl Source {
-    pub(crate) fn new(source: EventSource, keep: Arc<Keep>) -> Self {
+    /// One that was configured; it is read by [`Source::run`].
+    pub(crate) fn new(source: &EventSource, keep: Arc<Keep>) -> Self {
         let told = Told { to: source.to.clone(), method: source.method.clone(), domain: source.domain.clone() };
+        let (shape, multiline) = (source.shape.clone(), source.multiline.clone());
+        Self { shape, multiline, ..Self::of(told, keep) }
+    }
+
+    fn of(told: Told, keep: Arc<Keep>) -> Self {
         let standing = Standing::new(&told);
-        Self { source, told, keep, standing }
+        Self { shape: Shape::default(), multiline: None, told, keep, standing }
+    }
+
+    /// What this program complains about itself; it is read by [`complain::run`].
+    pub(crate) fn of_complaints(keep: Arc<Keep>) -> Result<Self, NameError> {
+        let method = Token::method(errorlog::METHOD)?;
+        Ok(Self::of(Told { to: config::central(), method, domain: Token::domain("agent")? }, keep))
     }
 
     pub(crate) fn status(&self) -> Arc<Mutex<ProcessStatus>> {
@@ -96,8 +111,8 @@ impl Source {
     }
 
     /// Reads into the journal until cancelled.
-    pub(crate) async fn run(self, cancel: CancellationToken) {
-        match self.source.kind.clone() {
+    pub(crate) async fn run(self, kind: SourceKind, cancel: CancellationToken) {
+        match kind {
             SourceKind::Files(files) => file::run(self, files, cancel).await,
             SourceKind::Syslog(address) => listen::run(self, address, listen::Speech::Syslog, cancel).await,
             SourceKind::Socket(path) => {

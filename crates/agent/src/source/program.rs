@@ -18,7 +18,7 @@ use crate::config::Program;
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
 pub(super) async fn run(source: Source, program: Program, cancel: CancellationToken) {
-    let mut sieve = Sieve::new(&source.source.shape);
+    let mut sieve = Sieve::new(&source.shape);
     // Not all of a fleet at once.
     let jitter =
         std::time::Duration::from_millis(clock::jitter(u64::try_from(program.every.as_millis() / 10).unwrap_or(0) + 1));

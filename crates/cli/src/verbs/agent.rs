@@ -65,6 +65,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         (None, None) => None,
     };
     let keeper = keeper_launch(session)?;
+    let complaints = session.complaints.take();
     let (config_file, end_commands) = (args.config.clone(), args.end_commands);
     let options = move |enrolled: Enrolled, state_dir: PathBuf| -> anyhow::Result<agent::Options> {
         Ok(agent::Options {
@@ -86,7 +87,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         let (knock, state_dir) = with_token(session, token, named, args.state)?;
         return serve(|cancel| async move {
             let Some(enrolled) = agent::knock::knock(knock, cancel.clone()).await? else { return Ok(()) };
-            anyhow::Ok(agent::run(options(enrolled, state_dir)?, cancel).await?)
+            anyhow::Ok(agent::run(options(enrolled, state_dir)?, complaints, cancel).await?)
         })
         .await;
     }
@@ -98,7 +99,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         },
     };
     let options = options(enrolled, args.state.unwrap_or(state_dir))?;
-    serve(|cancel| agent::run(options, cancel)).await
+    serve(|cancel| agent::run(options, complaints, cancel)).await
 }
 
 fn enrolled(bundle: Bundle) -> Enrolled {

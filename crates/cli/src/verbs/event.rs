@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use fleet::{EventFilter, EventLine, Events, Since};
 use message::order::DEFAULT_DOMAIN;
-use message::{NodeName, Pattern, Timestamp, Token};
+use message::{Expression, NodeName, Pattern, Timestamp, Token};
 use serde_json::{Value, json};
 
 use crate::args::{Format, duration, json_arguments, method_domain};
@@ -28,12 +28,18 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// List what was reported
-    #[command(
-        after_help = "Examples:\n  steward event ls --since 1h\n  steward event ls --from 'ship*' --grep error -o ndjson"
-    )]
+    #[command(after_help = "Examples:\n  \
+            steward event ls --since 1h\n  \
+            steward event ls --from 'ship*' --grep error -o ndjson\n  \
+            steward event ls --since 2d --until 1d --where 'record.status >= 500 && labels.site == \"oslo\"'\n\
+            \n\
+            Times are those at which the broker stored an event: a node may report what happened days ago.")]
     Ls {
         #[command(flatten)]
         filter: Filter,
+        /// Until this long ago (`10m`) or this time
+        #[arg(long, value_name = "DUR|TIME", value_parser = since)]
+        until: Option<Since>,
     },
     /// Show what is reported from now on (with --since: from then on), until Ctrl-C
     #[command(after_help = "Examples:\n  steward event follow\n  steward event follow --since 10m -o ndjson")]
@@ -82,6 +88,9 @@ struct Filter {
     /// That hold this text
     #[arg(long, value_name = "TEXT")]
     grep: Option<String>,
+    /// Of which this expression holds: over `record`, and `name` and `labels` of who reports it
+    #[arg(long = "where", value_name = "EXPRESSION")]
+    condition: Option<String>,
 }
 
 fn since(text: &str) -> Result<Since, String> {
@@ -102,6 +111,8 @@ impl Filter {
             domain: self.domain,
             since: self.since,
             grep: self.grep,
+            until: None,
+            condition: self.condition.as_deref().map(Expression::over_records).transpose()?,
         })
     }
 }
@@ -116,8 +127,8 @@ fn one(flag: &str, text: &str) -> anyhow::Result<Pattern> {
 
 pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exit> {
     match args.verb {
-        Verb::Ls { filter } => read(session, filter, false).await?,
-        Verb::Follow { filter } => read(session, filter, true).await?,
+        Verb::Ls { filter, until } => read(session, EventFilter { until, ..filter.told()? }, false).await?,
+        Verb::Follow { filter } => read(session, filter.told()?, true).await?,
         Verb::Emit { what, fields, message, to } => {
             super::bounded(session.global.timeout, emit(session, &what, &fields, message, &to)).await?;
         }
@@ -125,8 +136,7 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     Ok(Exit::Success)
 }
 
-async fn read(session: &mut Session, filter: Filter, follow: bool) -> anyhow::Result<()> {
-    let filter = filter.told()?;
+async fn read(session: &mut Session, filter: EventFilter, follow: bool) -> anyhow::Result<()> {
     let fleet = session.connect().await?;
     let mut signals = StopSignals::new()?;
     let limit = session.global.timeout;

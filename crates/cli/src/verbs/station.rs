@@ -213,7 +213,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         tokens: tokens(&home),
         http_addr_file: args.http_addr_file,
     };
-    serve(|cancel| station::run(options, cancel)).await
+    let complaints = session.complaints.take();
+    serve(|cancel| station::run(options, complaints, cancel)).await
 }
 
 /// The context in use, as the station: with its own credentials where the home has them.

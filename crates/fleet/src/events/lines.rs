@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use message::event::unpack;
-use message::{EventBatch, Kind, NodeName, Subject, Timestamp};
+use message::expression::{Known, Steps};
+use message::{EventBatch, Kind, Labels, NodeName, Pattern, Subject, Timestamp};
 use serde_json::{Map, Value};
 
 use super::{EventFilter, EventLine};
@@ -86,8 +87,13 @@ impl EventFilter {
         format!("{}.event.{}.{}", token(to.as_deref()), token(self.method.as_deref()), token(self.domain.as_deref()))
     }
 
-    /// Whether a record is wanted.
-    pub fn wants(&self, line: &EventLine) -> bool {
+    /// What a node is told, whoever reports it.
+    pub fn told_to(node: &NodeName) -> Self {
+        Self { to: Pattern::parse_list(node.as_str()).ok().and_then(|mut patterns| patterns.pop()), ..Self::default() }
+    }
+
+    /// Whether a record is wanted; with the labels of who reports it, where they are known.
+    pub fn wants(&self, line: &EventLine, labels: Option<&Labels>) -> bool {
         let globbed =
             |wanted: &Option<String>, text: &str| wanted.as_ref().is_none_or(|glob| glob::matches(glob, text));
         self.from.as_ref().is_none_or(|wanted| line.from.as_ref().is_some_and(|from| wanted.matches(from)))
@@ -95,6 +101,13 @@ impl EventFilter {
             && globbed(&self.method, line.method.as_str())
             && globbed(&self.domain, line.domain.as_str())
             && self.grep.as_ref().is_none_or(|text| holds(&line.record, text))
+            && self.condition.as_ref().is_none_or(|condition| {
+                let (none, record) = (Labels::new(), Value::Object(line.record.clone()));
+                let name = line.from.as_ref().map_or("", NodeName::as_str);
+                let known = Known::of_record(name, labels.unwrap_or(&none), &record);
+                // Too costly a question has no answer; a single record cannot take that many steps.
+                condition.holds(&known, &mut Steps::default()).unwrap_or(false)
+            })
     }
 }
 
@@ -114,7 +127,7 @@ fn holds(record: &Map<String, Value>, text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use message::event::EventHead;
-    use message::{EventRecord, MessageId, Pattern, Token, WIRE_VERSION};
+    use message::{EventRecord, Expression, MessageId, Token, WIRE_VERSION};
     use serde_json::json;
 
     use super::*;
@@ -201,12 +214,21 @@ mod tests {
         let payload = Bytes::from(batch().to_bytes());
         let arrived = arrived(SUBJECT, &payload);
         let lines = arrived.lines(arrived.batch(), true);
-        assert!(filter.wants(&lines[0]));
+        assert!(filter.wants(&lines[0], None));
         let grep = EventFilter { grep: Some("\"quoted\"".into()), ..filter.clone() };
-        assert!(!grep.wants(&lines[0]) && grep.wants(&lines[1]));
+        assert!(!grep.wants(&lines[0], None) && grep.wants(&lines[1], None));
+        let condition = |text: &str| Some(Expression::over_records(text).unwrap());
+        let asked = EventFilter {
+            condition: condition("name == 'ship1' && record.message.startsWith('GET')"),
+            ..filter.clone()
+        };
+        assert!(asked.wants(&lines[0], None) && !asked.wants(&lines[1], None));
+        let labels = Labels::from([("site".to_owned(), "oslo".to_owned())]);
+        let asked = EventFilter { condition: condition("labels.site == 'oslo'"), ..filter.clone() };
+        assert!(asked.wants(&lines[0], Some(&labels)) && !asked.wants(&lines[0], None));
         let from = EventFilter { from: Some(Pattern::parse_list("ship2").unwrap().remove(0)), ..filter.clone() };
-        assert!(!from.wants(&lines[0]));
+        assert!(!from.wants(&lines[0], None));
         let anyone = EventFilter { from: Some(Pattern::parse_list("*").unwrap().remove(0)), ..filter };
-        assert!(!anyone.wants(&arrived.lines(arrived.batch(), false)[0]), "nobody proven matches no name");
+        assert!(!anyone.wants(&arrived.lines(arrived.batch(), false)[0], None), "nobody proven matches no name");
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleet::{EventFilter, Fleet, Received, Since};
-use message::{Pattern, Timestamp};
+use message::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -419,10 +419,7 @@ async fn read_on(
     if place.epoch != epoch {
         *place = Place { epoch: epoch.clone(), sequence: 0, stored: place.stored };
     }
-    let mut filter = EventFilter {
-        to: Pattern::parse_list(fleet.context().node.as_str()).ok().and_then(|mut patterns| patterns.pop()),
-        ..EventFilter::default()
-    };
+    let mut filter = EventFilter::told_to(&fleet.context().node);
     let mut events = if place.sequence == 0 {
         filter.since = Some(Since::At(known_since.max(place.stored)));
         fleet.events(&filter, true).await.map_err(said)?

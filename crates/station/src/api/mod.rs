@@ -402,16 +402,18 @@ async fn events(State(site): State<Arc<Site>>, Extension(who): Extension<Who>, R
     Ok(written(json!({ "events": events, "more": more }).to_string()))
 }
 
-/// Events, and whether there are more: the latest ones that are at hand, newest first; or, where it is said since when, those
-/// from then on as the broker holds them, oldest first.
+/// Events, and whether there are more: the latest ones that are at hand, newest first; or, where it is said when, those
+/// of then as the broker holds them, oldest first.
 pub(crate) async fn wanted_events(
     site: &Arc<Site>,
     filter: EventFilter,
     limit: usize,
 ) -> Result<(Vec<EventLine>, bool), Problem> {
-    if filter.since.is_none() {
+    if filter.since.is_none() && filter.until.is_none() {
         let (events, _) = from_view(site, move |moment| {
-            let newest = moment.view.events.newest(usize::MAX).into_iter().filter(|line| filter.wants(line));
+            let labels = |line: &EventLine| line.from.as_ref().and_then(|from| moment.view.labels(from));
+            let newest = moment.view.events.newest(usize::MAX).into_iter();
+            let newest = newest.filter(|line| filter.wants(line, labels(line)));
             Ok(newest.take(limit).collect())
         })
         .await?;

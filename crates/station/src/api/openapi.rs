@@ -170,14 +170,16 @@ fn paths() -> Value {
         ),
         "/api/v1/events": get(
             "events",
-            "What nodes reported. Without `since`: the latest ones, newest first; with it: from then on, oldest first. Role `read`.",
+            "What nodes reported. Without `since` and `until`: the latest ones, newest first; with one of them: what the broker stored then, oldest first. Role `read`.",
             vec![
                 query("from", "Who reported it: a name or glob.", text()),
                 query("to", "Who was told: a name or glob.", text()),
                 query("method", "The method: a word or glob.", text()),
                 query("domain", "The domain: a word or glob.", text()),
                 query("since", "From this time on (RFC 3339), or how long ago (`2h`).", text()),
+                query("until", "Until this time, or how long ago.", text()),
                 query("grep", "A text that the record holds, capitals counting.", text()),
+                query("where", "An expression over `record`, and `name` and `labels` of who reports it: `record.status >= 500`.", text()),
                 limit(EVENTS_MAX),
             ],
             answer("Events.", reference("Events")),

@@ -168,7 +168,8 @@ impl JobQuery {
     }
 }
 
-pub(crate) const EVENT_PARAMS: [&str; 7] = ["from", "to", "method", "domain", "since", "grep", "limit"];
+pub(crate) const EVENT_PARAMS: [&str; 9] =
+    ["from", "to", "method", "domain", "since", "until", "grep", "where", "limit"];
 
 /// Which events.
 pub(crate) fn events(params: &Params) -> Result<EventFilter, Problem> {
@@ -179,19 +180,27 @@ pub(crate) fn events(params: &Params) -> Result<EventFilter, Problem> {
         Err(error) => Err(Problem::usage(format!("{name}: {error}"))),
     };
     let text = |name: &str| params.get(name).map(ToOwned::to_owned);
-    let since = params.get("since").map(|text| match units::parse_duration(text) {
-        Ok(ago) => Ok(Since::Ago(ago)),
-        Err(error) => text.parse::<Timestamp>().map(Since::At).map_err(|_| {
-            Problem::usage(format!("since={text:?} is neither a time (2026-11-20T08:00:00Z) nor how long ago: {error}"))
-        }),
-    });
+    let time = |name: &str| {
+        let read = |text: &str| match units::parse_duration(text) {
+            Ok(ago) => Ok(Since::Ago(ago)),
+            Err(error) => text.parse::<Timestamp>().map(Since::At).map_err(|_| {
+                Problem::usage(format!(
+                    "{name}={text:?} is neither a time (2026-11-20T08:00:00Z) nor how long ago: {error}"
+                ))
+            }),
+        };
+        params.get(name).map(read).transpose()
+    };
+    let condition = params.get("where").map(Expression::over_records).transpose();
     Ok(EventFilter {
         from: pattern("from")?,
         to: pattern("to")?,
         method: text("method"),
         domain: text("domain"),
-        since: since.transpose()?,
+        since: time("since")?,
+        until: time("until")?,
         grep: text("grep"),
+        condition: condition.map_err(|error| Problem::usage(format!("where: {error}")))?,
     })
 }
 
@@ -255,6 +264,8 @@ mod tests {
         let filter = events(&params("since=2026-11-20T08:00:00Z", &EVENT_PARAMS)).unwrap();
         assert!(matches!(filter.since, Some(Since::At(_))));
         assert!(events(&params("since=yesterday", &EVENT_PARAMS)).unwrap_err().detail.contains("how long ago"));
+        assert!(events(&params("until=1h&where=record.x+%3E+2", &EVENT_PARAMS)).unwrap().condition.is_some());
+        assert!(events(&params("where=facts.cpus+%3E+2", &EVENT_PARAMS)).unwrap_err().detail.contains('^'));
         assert!(events(&params("from=a,b", &EVENT_PARAMS)).is_err());
         assert_eq!(topics(&params("topic=node,job", &["topic"])).unwrap(), [Topic::Node, Topic::Job]);
         assert!(topics(&params("topic=x", &["topic"])).is_err());

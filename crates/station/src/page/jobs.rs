@@ -202,7 +202,9 @@ pub(crate) fn events_filter(params: &Params) -> Markup {
                 (field("from", "From", params.get("from"), "e.g. ship*"))
                 (field("method", "Method", params.get("method"), "e.g. syslogforwarding"))
                 (field("domain", "Domain", params.get("domain"), "e.g. nginx"))
+                (field("where", "Where", params.get("where"), "e.g. record.status >= 500"))
                 (field("since", "Since", params.get("since"), "e.g. 2h"))
+                (field("until", "Until", params.get("until"), "e.g. 1h"))
                 button.main type="submit" { "Show" }
                 @if *params != Params::default() { a.clear href="/events" { "Show all" } }
             }
@@ -212,7 +214,7 @@ pub(crate) fn events_filter(params: &Params) -> Markup {
 
 /// The page of events.
 pub(crate) fn events(shown: &EventsPage<'_>) -> Page {
-    let since = shown.params.get("since").is_some();
+    let since = ["since", "until"].into_iter().any(|when| shown.params.get(when).is_some());
     let changes = html! {
         section aria-labelledby="events" {
             h1 #events { "Events" span.quiet { @if since { " · oldest first" } @else { " · newest first" } } }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleet::{DEAD_LETTER, EventFilter, Fleet, FleetError, Received};
-use message::Pattern;
+use message::errorlog;
 use message::target::glob_matches;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -98,10 +98,9 @@ impl Receiver {
         sink.mend(&place).map_err(|error| error.to_string())?;
         place.move_to(self.fleet.epoch().await.map_err(said)?);
         let filter = EventFilter {
-            to: Pattern::parse_list(self.fleet.context().node.as_str()).ok().and_then(|mut patterns| patterns.pop()),
             method: Some(self.receive.method.clone()),
             domain: Some(self.receive.domain.clone()),
-            ..EventFilter::default()
+            ..EventFilter::told_to(&self.fleet.context().node)
         };
         let mut events = self.fleet.receive(&filter, place.sequence).await.map_err(said)?;
         self.works();
@@ -142,7 +141,8 @@ impl Receiver {
             return;
         }
         if let Some(reason) = poison(&received) {
-            if !is_letter {
+            // Stations complain unsigned; that one of them has put a complaint aside would be the next complaint.
+            if !is_letter && method != errorlog::METHOD {
                 aside.push((received, reason));
             }
             return;
