@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use journal::Lane;
 use message::policy::Glob;
 use message::{NodeName, Token, units};
 use regex_lite::Regex;
@@ -58,6 +59,9 @@ pub struct Config {
     /// No shell lines, no scripts, no shells, whatever the policy allows.
     #[serde(default)]
     pub deny_shell: bool,
+    /// So many bytes of events may leave in an hour, instead of what `link` says; orders and their answers are not counted.
+    #[serde(default, deserialize_with = "budget")]
+    pub budget: Option<u64>,
     /// Whether it tells the fleet's error log what it warns of; it does, if nothing is said.
     #[serde(default)]
     pub error_log: Option<bool>,
@@ -97,6 +101,14 @@ impl Link {
         })
     }
 
+    /// So many bytes of events may leave in an hour; `None`: as many as come.
+    pub const fn budget(self) -> Option<u64> {
+        match self {
+            Self::Normal | Self::Slow => None,
+            Self::Metered => Some(256 * 1024),
+        }
+    }
+
     /// Between two complaints to the fleet's error log, when there are too many.
     pub const fn complaints(self) -> Duration {
         Duration::from_secs(match self {
@@ -125,6 +137,8 @@ pub struct EventSource {
     pub domain: Token,
     /// Who is told.
     pub to: NodeName,
+    /// How soon it leaves.
+    pub(crate) lane: Lane,
     /// Where it comes from.
     pub(crate) kind: SourceKind,
     /// How a record begins that may have several lines: of a file.
@@ -213,6 +227,18 @@ struct WrittenSource {
     redact: Vec<String>,
     parse: Option<Parse>,
     rate: Option<f64>,
+    #[serde(default)]
+    priority: Priority,
+}
+
+/// How soon events leave, as it is written.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Priority {
+    Urgent,
+    #[default]
+    Normal,
+    Low,
 }
 
 /// The keys of which a source has exactly one.
@@ -276,7 +302,12 @@ impl WrittenSource {
         if multiline.is_some() && !is_file {
             return Err("multiline is for files alone".into());
         }
-        Ok(EventSource { method: self.method, domain: self.domain, to: self.to, kind, multiline, shape })
+        let lane = match self.priority {
+            Priority::Urgent => Lane::Urgent,
+            Priority::Normal => Lane::Normal,
+            Priority::Low => Lane::Low,
+        };
+        Ok(EventSource { method: self.method, domain: self.domain, to: self.to, lane, kind, multiline, shape })
     }
 }
 
@@ -308,6 +339,20 @@ pub(crate) fn central() -> NodeName {
     NodeName::new("central").expect("\"central\" is a valid node name")
 }
 
+/// The least budget of an hour: a batch of events has to go now and then.
+const BUDGET_MIN: u64 = 16 * 1024;
+
+fn budget<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(from)?;
+    let budget = units::parse_size(&text).map_err(serde::de::Error::custom)?;
+    if budget < BUDGET_MIN {
+        return Err(serde::de::Error::custom(format!(
+            "budget = {text:?} is too little for an hour: write \"16KiB\" at least"
+        )));
+    }
+    Ok(Some(budget))
+}
+
 /// The least and the most time between two life signs.
 const LIFE_SIGNS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 
@@ -330,7 +375,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "name",
     "life_sign",
     "link",
@@ -338,6 +383,7 @@ const KEYS: [&str; 25] = [
     "allow_domains",
     "run_as",
     "deny_shell",
+    "budget",
     "error_log",
     "event",
     "method",
@@ -356,6 +402,7 @@ const KEYS: [&str; 25] = [
     "redact",
     "parse",
     "rate",
+    "priority",
 ];
 
 impl Config {
@@ -418,7 +465,7 @@ mod tests {
             "files=[\"/var/log/*.log\"]\nmultiline=\"^[0-9]\"\nkeep=[\"x\"]\nparse=\"json\"\nrate=10",
             "syslog=\"tcp://127.0.0.1:514\"",
             "socket=\"/run/x\"",
-            "command={argv=[\"df\"], every=\"5m\"}",
+            "command={argv=[\"df\"], every=\"5m\"}\npriority=\"urgent\"",
         ] {
             assert!(parse(right).is_ok(), "{right}: {:?}", parse(right).err());
         }
@@ -432,11 +479,12 @@ mod tests {
             ("command={argv=[\"df\"], every=\"1ms\"}", "too often"),
             ("file=\"/x\"\nkeep=[\"(\"]", "no regular expression"),
             ("file=\"/x\"\nrate=0", "above 0"),
+            ("file=\"/x\"\npriority=\"high\"", "urgent"),
             ("socket=\"/x\"\nmultiline=\"x\"", "files alone"),
         ] {
             let error = parse(wrong).unwrap_err();
             assert!(
-                error.contains(says) && (error.contains("event 1 (a/b)") || says == "too often"),
+                error.contains(says) && (error.contains("event 1 (a/b)") || ["too often", "urgent"].contains(&says)),
                 "{wrong}: {error}"
             );
         }
@@ -447,6 +495,9 @@ mod tests {
         let link = Config::parse("link = \"metered\"").unwrap().link.unwrap();
         assert_eq!((link, link.life_sign()), (Link::Metered, Duration::from_secs(1800)));
         assert!(LIFE_SIGNS.contains(&link.life_sign()));
+        assert_eq!((link.budget(), Link::Slow.budget()), (Some(262_144), None));
+        assert_eq!(Config::parse("budget = \"64KiB\"").unwrap().budget, Some(65_536));
+        assert!(Config::parse("budget = \"1KiB\"").unwrap_err().contains("16KiB"));
         assert!(Config::parse("link = \"satellite\"").unwrap_err().contains("metered"));
     }
 

@@ -128,6 +128,7 @@ pub async fn run(
         state_dir: options.state_dir.clone(),
         interval,
         events: config.event,
+        budget: config.budget.or(link.budget()),
         complaints: complaints.map(|complaints| (complaints, link.complaints())),
         give_back: rest::give_back,
         tokens: Some(tokens),
@@ -152,6 +153,8 @@ pub(crate) struct Ground {
     /// Between two life signs.
     pub(crate) interval: Duration,
     pub(crate) events: Vec<EventSource>,
+    /// So many bytes of them may leave in an hour.
+    pub(crate) budget: Option<u64>,
     /// What this program complains of itself, and how far apart such are told when there are too many.
     pub(crate) complaints: Option<(Receiver<Complaint>, Duration)>,
     /// What an agent does with its memory when it has nothing to do.
@@ -182,6 +185,7 @@ pub(crate) async fn live(
         state_dir,
         interval,
         events,
+        budget,
         complaints,
         give_back,
         tokens,
@@ -252,7 +256,7 @@ pub(crate) async fn live(
     let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
-    let keep = Keep::new(journal.clone(), identity.me.name.clone(), opened.event_row);
+    let keep = Keep::new(journal.clone(), identity.me.name.clone(), opened.event_row, budget);
     for event in events {
         let source = Source::new(&event, Arc::clone(&keep));
         processes.add_source(source.status());
@@ -278,7 +282,7 @@ pub(crate) async fn live(
     {
         let (bus, identity, stop) = (bus.clone(), Arc::clone(&identity), stop.clone());
         tasks.spawn(async move {
-            source::publish(bus, keep, identity, stop).await;
+            source::publish(bus, keep, identity, budget, stop).await;
             ("publish events", Ok(()))
         });
     }

@@ -126,10 +126,52 @@ pub struct OutputRow {
     pub bytes: Vec<u8>,
 }
 
+/// How soon events leave: those of a lane leave in their order, and what is in one that comes earlier here goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Before all others: alarms.
+    Urgent,
+    /// What is said of nothing else.
+    Normal,
+    /// After all others: debugging.
+    Low,
+}
+
+/// The lane of a row is in its uppermost bits; those of [`Lane::Normal`] are none, as rows had before there were lanes.
+const LANE_SHIFT: u32 = 62;
+
+impl Lane {
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::Urgent, Self::Normal, Self::Low];
+
+    const fn bits(self) -> u64 {
+        (match self {
+            Self::Normal => 0,
+            Self::Urgent => 1,
+            Self::Low => 2,
+        }) << LANE_SHIFT
+    }
+
+    /// The row of this number.
+    pub const fn row(self, number: u64) -> u64 {
+        self.bits() | number_of(number)
+    }
+
+    /// All rows behind one of this lane; behind 0, all.
+    pub(crate) const fn behind(self, row: u64) -> std::ops::RangeInclusive<u64> {
+        self.row(number_of(row).saturating_add(1))..=self.row(u64::MAX)
+    }
+}
+
+/// The number of a row, without its lane.
+pub const fn number_of(row: u64) -> u64 {
+    row & !(0b11 << LANE_SHIFT)
+}
+
 /// A batch of events that the broker has not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventRow {
-    /// Its number: larger than that of every row before it.
+    /// Its lane and number ([`Lane::row`]); the number is larger than that of every row that was kept before it.
     pub row: u64,
     /// The subject to publish it on.
     pub subject: String,

@@ -10,7 +10,7 @@ use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use redb::{Database, Durability, WriteTransaction};
 
 use crate::disk::{Disk, LogFile};
-use crate::entry::{Entry, EventRow, Newest, OutputRow, Tombstone};
+use crate::entry::{Entry, EventRow, Lane, Newest, OutputRow, Tombstone};
 use crate::error::JournalError;
 use crate::log::{self, LOG_BYTES};
 use crate::overlay::Overlay;
@@ -302,12 +302,12 @@ impl Reader {
         Ok(Overlay::newest(stored, newer))
     }
 
-    pub(crate) fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
-        store::events(&*self.database()?, after, limit)
+    pub(crate) fn events(&self, lane: Lane, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
+        store::events(&*self.database()?, lane, after, limit)
     }
 
-    pub(crate) fn event_count(&self) -> Result<u64, JournalError> {
-        store::event_count(&*self.database()?)
+    pub(crate) fn event_count(&self, lane: Lane) -> Result<u64, JournalError> {
+        store::event_count(&*self.database()?, lane)
     }
 
     pub(crate) fn audit(&self, limit: usize) -> Result<Vec<(u64, String)>, JournalError> {

@@ -26,6 +26,6 @@ mod store;
 mod writer;
 
 pub use disk::FILE;
-pub use entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone};
+pub use entry::{Entry, EventRow, Lane, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone, number_of};
 pub use error::JournalError;
 pub use writer::{Cursor, Journal, Opened, Write};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
 
-use crate::entry::{Entry, EventRow, OutputRow};
+use crate::entry::{Entry, EventRow, Lane, OutputRow};
 use crate::error::JournalError;
 use crate::ledger::Ledger;
 use crate::simulate::SimDisk;
@@ -103,7 +103,10 @@ impl Model {
         if unsettled != self.unsettled() {
             return Err(format!("{} unsettled instead of {}", unsettled.len(), self.unsettled().len()));
         }
-        let events = reader.event_count().map_err(|error| error.to_string())?;
+        let mut events = 0;
+        for lane in Lane::ALL {
+            events += reader.event_count(lane).map_err(|error| error.to_string())?;
+        }
         let known = self.events.len() as u64;
         if events != known { Err(format!("{events} events instead of {known}")) } else { Ok(()) }
     }

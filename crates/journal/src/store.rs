@@ -1,10 +1,10 @@
 //! The tables and how values lie in them. Every function works inside one transaction of its caller.
 
 use message::{InstanceId, JobId, OrderId, Timestamp, Token};
-use redb::{ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
+use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 
-use crate::entry::{Entry, EventRow, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone};
+use crate::entry::{Entry, EventRow, Lane, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone, number_of};
 use crate::error::JournalError;
 use crate::writer::{Cursor, Write};
 
@@ -160,12 +160,12 @@ pub(crate) fn output(db: &redb::Database, id: &OrderId) -> Result<Vec<OutputRow>
     Ok(rows)
 }
 
-/// The first `limit` event batches behind row `after`.
-pub(crate) fn events(db: &redb::Database, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
+/// The first `limit` event batches of a lane behind row `after`.
+pub(crate) fn events(db: &redb::Database, lane: Lane, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
     let txn = db.begin_read().map_err(read_error)?;
     let table = txn.open_table(EVENTS).map_err(read_error)?;
     let mut rows = Vec::new();
-    for row in table.range(after.saturating_add(1)..).map_err(read_error)?.take(limit) {
+    for row in table.range(lane.behind(after)).map_err(read_error)?.take(limit) {
         let (key, value) = row.map_err(read_error)?;
         let row = EventRow::parse(key.value(), value.value());
         rows.push(row.map_err(|error| JournalError::Corrupt { reason: error.to_string() })?);
@@ -173,10 +173,11 @@ pub(crate) fn events(db: &redb::Database, after: u64, limit: usize) -> Result<Ve
     Ok(rows)
 }
 
-pub(crate) fn event_count(db: &redb::Database) -> Result<u64, JournalError> {
+/// How many event batches there are of a lane. Reads them all: they are no more than a few thousand.
+pub(crate) fn event_count(db: &redb::Database, lane: Lane) -> Result<u64, JournalError> {
     let txn = db.begin_read().map_err(read_error)?;
     let table = txn.open_table(EVENTS).map_err(read_error)?;
-    table.len().map_err(read_error)
+    Ok(table.range(lane.behind(0)).map_err(read_error)?.count() as u64)
 }
 
 /// The first `limit` acts for the audit log behind row `after`.
@@ -202,13 +203,19 @@ pub(crate) fn audit_state(db: &redb::Database) -> Result<(Option<String>, u64), 
     Ok((tip, last.max(confirmed)))
 }
 
-/// The last row of events that was given out.
+/// The last number of a row of events that was given out.
 pub(crate) fn event_row(db: &redb::Database) -> Result<u64, JournalError> {
     let txn = db.begin_read().map_err(read_error)?;
     let meta = txn.open_table(META).map_err(read_error)?;
     let last = meta.get(LAST_EVENT_ROW).map_err(read_error)?.map_or(Ok(0), |value| decode(value.value()))?;
     let table = txn.open_table(EVENTS).map_err(read_error)?;
-    Ok(table.last().map_err(read_error)?.map_or(0, |(key, _)| key.value()).max(last))
+    let mut number = number_of(last);
+    for lane in Lane::ALL {
+        if let Some(row) = table.range(lane.behind(0)).map_err(read_error)?.next_back() {
+            number = number.max(number_of(row.map_err(read_error)?.0.value()));
+        }
+    }
+    Ok(number)
 }
 
 /// How far a source has been read, in its own words.
@@ -328,7 +335,7 @@ pub(crate) fn apply(txn: &WriteTransaction, write: &Write) -> Result<(), Journal
             }
             drop(table);
             // Numbers never go back, also when all rows have been sent: receivers remember the last one.
-            if let Some(last) = rows.iter().map(|row| row.row).max() {
+            if let Some(last) = rows.iter().map(|row| number_of(row.row)).max() {
                 put_meta(txn, LAST_EVENT_ROW, &last)?;
             }
             if let Some(position) = position {

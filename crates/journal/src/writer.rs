@@ -9,7 +9,7 @@ use message::{InstanceId, JobId, OrderId, Timestamp, Token};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::disk::{Directory, FILE};
-use crate::entry::{Entry, EventRow, Newest, OutputRow, Tombstone};
+use crate::entry::{Entry, EventRow, Lane, Newest, OutputRow, Tombstone};
 use crate::error::JournalError;
 use crate::ledger::{Ledger, Reader};
 
@@ -118,7 +118,7 @@ pub struct Opened {
     pub audit_tip: Option<String>,
     /// The last row of the audit log that was given out.
     pub audit_row: u64,
-    /// The last row of events that was given out.
+    /// The last number of a row of events that was given out.
     pub event_row: u64,
 }
 
@@ -272,20 +272,20 @@ impl Journal {
         self.reader.output(id)
     }
 
-    /// At most `limit` event batches behind row `after` that the broker has not confirmed.
+    /// At most `limit` event batches of a lane behind row `after` that the broker has not confirmed.
     ///
     /// # Errors
     /// [`JournalError`] when it cannot be read.
-    pub fn events(&self, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
-        self.reader.events(after, limit)
+    pub fn events(&self, lane: Lane, after: u64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
+        self.reader.events(lane, after, limit)
     }
 
-    /// How many event batches the broker has not confirmed.
+    /// How many event batches of a lane the broker has not confirmed.
     ///
     /// # Errors
     /// [`JournalError`] when it cannot be read.
-    pub fn event_count(&self) -> Result<u64, JournalError> {
-        self.reader.event_count()
+    pub fn event_count(&self, lane: Lane) -> Result<u64, JournalError> {
+        self.reader.event_count(lane)
     }
 
     /// At most `limit` acts for the audit log that the broker has not confirmed, with their rows.

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it stands")]
 
-use journal::{Entry, EventRow, Journal, JournalError, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone, Write};
+use journal::{
+    Entry, EventRow, Journal, JournalError, Lane, Newest, OutputRow, RETENTION_AFTER_EXPIRY, Tombstone, Write,
+};
 use message::{History, JobId, MessageId, NodeName, OrderId, State, Timestamp, Token};
 
 fn entry(number: u8, states: &[State]) -> Entry {
@@ -165,7 +167,7 @@ async fn events_and_the_position_of_their_source_are_one_write_and_rows_never_go
     let write = |rows| Write::Events { source: "log".into(), position: Some(position.clone()), rows };
     journal.commit(vec![write(vec![row(1, b"one"), row(2, b"\n\xff")])]).await.unwrap();
     assert_eq!(journal.source("log").unwrap(), Some(position.clone()));
-    let rows = journal.events(0, 10).unwrap();
+    let rows = journal.events(Lane::Normal, 0, 10).unwrap();
     assert_eq!(
         rows.iter().map(|row| (row.row, row.payload.as_slice())).collect::<Vec<_>>(),
         [(1, &b"one"[..]), (2, b"\n\xff")]
@@ -173,10 +175,38 @@ async fn events_and_the_position_of_their_source_are_one_write_and_rows_never_go
     for row in rows {
         journal.commit(vec![Write::EventSent { row: row.row }]).await.unwrap();
     }
-    assert_eq!(journal.event_count().unwrap(), 0);
+    assert_eq!(journal.event_count(Lane::Normal).unwrap(), 0);
     drop(journal);
     let (journal, opened) = reopen(dir.path()).await;
     assert_eq!(opened.event_row, 2);
     journal.commit(vec![write(vec![row(3, b"three")])]).await.unwrap();
-    assert_eq!(journal.events(2, 10).unwrap()[0].row, 3);
+    assert_eq!(journal.events(Lane::Normal, 2, 10).unwrap()[0].row, 3);
+}
+
+#[tokio::test]
+async fn each_lane_of_events_has_its_order_and_numbers_are_of_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(dir.path()).unwrap();
+    let row = |lane: Lane, number: u64| EventRow {
+        row: lane.row(number),
+        subject: "central.event.a.b".into(),
+        id: MessageId::from_bytes([1; 16]),
+        encoding: None,
+        payload: b"x".into(),
+    };
+    let rows = vec![row(Lane::Low, 1), row(Lane::Normal, 2), row(Lane::Urgent, 3), row(Lane::Low, 4)];
+    journal.commit(vec![Write::Events { source: String::new(), position: None, rows }]).await.unwrap();
+    let numbers = |lane: Lane, after: u64| -> Vec<u64> {
+        journal.events(lane, after, 10).unwrap().iter().map(|row| journal::number_of(row.row)).collect()
+    };
+    assert_eq!(
+        (numbers(Lane::Urgent, 0), numbers(Lane::Normal, 0), numbers(Lane::Low, 0)),
+        (vec![3], vec![2], vec![1, 4])
+    );
+    assert_eq!((numbers(Lane::Low, Lane::Low.row(1)), numbers(Lane::Low, Lane::Low.row(4))), (vec![4], vec![]));
+    journal.commit(vec![Write::EventSent { row: Lane::Low.row(4) }]).await.unwrap();
+    assert_eq!(Lane::ALL.map(|lane| journal.event_count(lane).unwrap()), [1, 1, 1]);
+    drop(journal);
+    let (_, opened) = reopen(dir.path()).await;
+    assert_eq!(opened.event_row, 4, "also of one that was sent");
 }

@@ -229,6 +229,38 @@ fn syslog_sockets_programs_and_globs_are_sources() {
 }
 
 #[test]
+fn what_is_urgent_leaves_though_the_budget_of_the_link_is_used_up() {
+    let mut world = World::up();
+    let at = |name: &str| world.path(name).display().to_string();
+    let config = format!(
+        "link=\"metered\"\nbudget=\"16KiB\"\nlife_sign=\"1s\"\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"debug\"\npriority=\"low\"\nfile={:?}\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"alarm\"\npriority=\"urgent\"\nfile={:?}\n",
+        at("debug.log"),
+        at("alarm.log")
+    );
+    std::fs::write(world.path("ship1.toml"), config).unwrap();
+    // Digests, which no compression makes small.
+    let line = |number: u32| {
+        format!(
+            "{number} {}\n",
+            (0..16).fold(u64::from(number), |text, n| text.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(n))
+        )
+    };
+    std::fs::write(world.path("debug.log"), (0..1000).map(line).collect::<String>()).unwrap();
+    let config = world.path("ship1.toml").display().to_string();
+    world.agent("ship1", &["--config", &config]);
+    eventually("some of it arrives", || !told(&world, "debug").is_empty());
+    std::fs::write(world.path("alarm.log"), "fire\n").unwrap();
+    eventually("the alarm arrives", || told(&world, "alarm").len() == 1);
+    let came = told(&world, "debug").len();
+    assert!(came < 500, "{came} of 1000 lines are more than the budget allows");
+    // It has all of it, and tells it in time.
+    let shown = world.json(0, &["ps", "ship1"]);
+    assert!(shown.as_array().unwrap().iter().any(|process| process["handled"] == 1000), "{shown}");
+}
+
+#[test]
 fn what_an_agent_warns_of_is_in_the_fleets_error_log_unless_it_is_told_not_to() {
     let mut world = World::up();
     let config = "[[event]]\nmethod=\"log\"\ndomain=\"x\"\ncommand={argv=[\"/nowhere\"], every=\"1s\"}\n";

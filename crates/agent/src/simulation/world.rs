@@ -683,6 +683,7 @@ impl World {
                 state_dir,
                 interval,
                 events: Vec::new(),
+                budget: None,
                 complaints: None,
                 give_back: || Ok(0),
                 tokens: None,

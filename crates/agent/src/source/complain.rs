@@ -7,7 +7,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
 use super::sieve::encoded;
-use super::{RETRY_MAX, Records, Source, wait};
+use super::{RETRY_MAX, Source, wait};
 
 /// So many complaints at most go into one batch.
 const AT_ONCE: usize = 64;
@@ -30,13 +30,13 @@ pub(crate) async fn run(
         };
         let Some(first) = first else { return };
         // What comes meanwhile waits in its queue, which has an end; what finds no place there is counted.
-        while source.keep.is_full() {
+        while source.keep.is_full(source.told.lane) {
             if wait(&cancel, RETRY_MAX).await {
                 return;
             }
         }
         let more = std::iter::from_fn(|| complaints.try_recv().ok()).take(AT_ONCE - 1);
-        let (mut records, mut dropped) = (Records::default(), 0);
+        let (mut records, mut dropped) = (source.keep.records(), 0);
         for complaint in std::iter::once(first).chain(more) {
             let at = complaint.at.to_string();
             let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

@@ -45,7 +45,7 @@ pub(super) async fn run(source: Source, files: Files, cancel: CancellationToken)
     let mut open: BTreeMap<PathBuf, Option<Followed>> = BTreeMap::new();
     let mut looked: Option<Instant> = None;
     loop {
-        if source.keep.is_full() {
+        if source.keep.is_full(source.told.lane) {
             source.standing.note("waiting: the outbox is full", None);
             if wait(&cancel, POLL * 5).await {
                 return;
@@ -66,8 +66,9 @@ pub(super) async fn run(source: Source, files: Files, cancel: CancellationToken)
         }
         for path in paths {
             let Some(followed) = open.get_mut(&path).and_then(Option::take) else { continue };
+            let none = source.keep.records();
             // A file may lie on a disk that hangs: that must not stop anybody else.
-            let Ok(read) = tokio::task::spawn_blocking(move || read(followed)).await else {
+            let Ok(read) = tokio::task::spawn_blocking(move || read(followed, none)).await else {
                 source.standing.note("failed", Some(format!("reading {} broke down", path.display())));
                 return;
             };
@@ -145,8 +146,8 @@ fn look(source: &Source, files: &Files, open: &mut BTreeMap<PathBuf, Option<Foll
 }
 
 /// Reads on until there is nothing new, or enough.
-fn read(mut followed: Followed) -> Read {
-    let (mut records, mut lines, mut bytes, mut error) = (Records::default(), 0, 0, None);
+fn read(mut followed: Followed, mut records: Records) -> Read {
+    let (mut lines, mut bytes, mut error) = (0, 0, None);
     let before = followed.sieve.unwanted + followed.sieve.too_many;
     while bytes < TURN_BYTES && records.bytes() < COMMIT_BYTES {
         let now = Instant::now();

@@ -113,7 +113,7 @@ pub(super) async fn run(source: Source, address: Address, speech: Speech, cancel
 async fn gather(source: &Source, speech: Speech, queue: &mut mpsc::Receiver<Heard>, cancel: &CancellationToken) {
     let mut sieve = Sieve::new(&source.shape);
     loop {
-        if source.keep.is_full() {
+        if source.keep.is_full(source.told.lane) {
             source.standing.note("waiting: the outbox is full", None);
             if wait(cancel, GATHER).await {
                 return;
@@ -122,7 +122,7 @@ async fn gather(source: &Source, speech: Speech, queue: &mut mpsc::Receiver<Hear
         }
         let Some(first) = queue.recv().await else { return };
         let deadline = tokio::time::Instant::now() + GATHER;
-        let (mut records, mut kept, mut next) = (Records::default(), 0, Some(first));
+        let (mut records, mut kept, mut next) = (source.keep.records(), 0, Some(first));
         let before = sieve.unwanted + sieve.too_many;
         while let Some(heard) = next.take() {
             kept += u64::from(take(heard, speech, &mut sieve, &mut records));

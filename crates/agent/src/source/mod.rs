@@ -4,6 +4,7 @@
 //! twice across a crash. What cannot leave waits in the journal; when too much waits, sources are not read on:
 //! a file itself is the buffer, and who sends over a stream waits. Only what comes in datagrams is lost then, and counted.
 
+mod budget;
 pub(crate) mod complain;
 mod file;
 mod follow;
@@ -13,12 +14,13 @@ mod program;
 mod sieve;
 mod syslog;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bus::{Bus, Headers, clock};
 use bytes::Bytes;
-use journal::EventRow;
+use journal::{EventRow, Lane, Write};
 use message::event::ENCODING_HEADER;
 use message::method::ProcessStatus;
 use message::{NameError, Seal, Subject, Token, errorlog};
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, EventSource, Shape, SourceKind};
 use crate::run::Identity;
+use budget::Budget;
 use keep::Records;
 pub(crate) use keep::{Keep, Told};
 pub(crate) use listen::Address;
@@ -90,7 +93,8 @@ pub(crate) struct Source {
 impl Source {
     /// One that was configured; it is read by [`Source::run`].
     pub(crate) fn new(source: &EventSource, keep: Arc<Keep>) -> Self {
-        let told = Told { to: source.to.clone(), method: source.method.clone(), domain: source.domain.clone() };
+        let EventSource { to, method, domain, lane, .. } = source.clone();
+        let told = Told { to, method, domain, lane };
         let (shape, multiline) = (source.shape.clone(), source.multiline.clone());
         Self { shape, multiline, ..Self::of(told, keep) }
     }
@@ -103,7 +107,8 @@ impl Source {
     /// What this program complains about itself; it is read by [`complain::run`].
     pub(crate) fn of_complaints(keep: Arc<Keep>) -> Result<Self, NameError> {
         let method = Token::method(errorlog::METHOD)?;
-        Ok(Self::of(Told { to: config::central(), method, domain: Token::domain("agent")? }, keep))
+        let told = Told { to: config::central(), method, domain: Token::domain("agent")?, lane: Lane::Normal };
+        Ok(Self::of(told, keep))
     }
 
     pub(crate) fn status(&self) -> Arc<Mutex<ProcessStatus>> {
@@ -143,53 +148,85 @@ async fn wait(cancel: &CancellationToken, duration: Duration) -> bool {
     }
 }
 
-/// Publishes what the sources have journaled, one batch after the other, until the broker has confirmed each: receivers know
-/// by its number what they have had, so no batch may overtake another.
-pub(crate) async fn publish(bus: Bus, keep: Arc<Keep>, identity: Arc<Identity>, cancel: CancellationToken) {
-    let mut after = 0;
-    let mut retry = RETRY_FIRST;
-    loop {
-        let rows = keep.journal().events(after, ROWS_AT_ONCE).unwrap_or_else(|error| {
-            tracing::warn!(%error, "events cannot be read from the journal");
-            Vec::new()
-        });
-        if rows.is_empty() {
+/// Publishes what the sources have journaled until the broker has confirmed it: urgent lanes first, and in each lane one batch after
+/// the other, since receivers know by its number what they have had. No more leaves than the budget allows.
+pub(crate) async fn publish(
+    bus: Bus,
+    keep: Arc<Keep>,
+    identity: Arc<Identity>,
+    budget: Option<u64>,
+    cancel: CancellationToken,
+) {
+    let mut queues = Lane::ALL.map(Queue::new);
+    let (mut budget, began, mut retry) = (Budget::new(budget), Instant::now(), RETRY_FIRST);
+    while !cancel.is_cancelled() {
+        let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Rows may be left from an earlier read that failed.
+        let (mut chosen, mut pause) = (None, RETRY_MAX);
+        for queue in &mut queues {
+            let Some(payload) = queue.first(&keep).map(|row| row.payload.len()) else { continue };
+            match budget.wait_ms(queue.lane, payload, now_ms) {
+                0 => {
+                    chosen = Some(queue);
+                    break;
+                }
+                wait => pause = pause.min(Duration::from_millis(wait)),
+            }
+        }
+        let Some((queue, row)) = chosen.and_then(|queue| queue.rows.pop_front().map(|row| (queue, row))) else {
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => {}
                 () = keep.ready().notified() => {}
-                // Rows may be left from an earlier read that failed.
-                () = tokio::time::sleep(RETRY_MAX) => {}
+                () = tokio::time::sleep(pause) => {}
             }
             continue;
-        }
-        for row in rows {
-            loop {
-                match publish_row(&bus, &identity, &row).await {
-                    Ok(()) => {
-                        retry = RETRY_FIRST;
-                        break;
-                    }
-                    Err(problem) => {
-                        tracing::debug!(%problem, "an event batch was not confirmed; it is sent again");
-                        let mut link = bus.link();
-                        link.mark_unchanged();
-                        tokio::select! {
-                            biased;
-                            () = cancel.cancelled() => return,
-                            _ = link.changed() => {}
-                            () = tokio::time::sleep(retry) => retry = (retry * 2).min(RETRY_MAX),
-                        }
-                    }
+        };
+        match publish_row(&bus, &identity, &row).await {
+            Ok(()) => {
+                retry = RETRY_FIRST;
+                budget.spend(row.payload.len());
+                keep.journal().commit_lazily(Write::EventSent { row: row.row }).await;
+                keep.sent(queue.lane);
+            }
+            Err(problem) => {
+                tracing::debug!(%problem, "an event batch was not confirmed; it is sent again");
+                queue.rows.push_front(row);
+                let mut link = bus.link();
+                link.mark_unchanged();
+                tokio::select! {
+                    biased;
+                    () = cancel.cancelled() => {}
+                    _ = link.changed() => {}
+                    () = tokio::time::sleep(retry) => retry = (retry * 2).min(RETRY_MAX),
                 }
             }
-            after = row.row;
-            keep.journal().commit_lazily(journal::Write::EventSent { row: row.row }).await;
-            keep.sent(1);
-            if cancel.is_cancelled() {
-                return;
-            }
         }
+    }
+}
+
+/// The next batches of a lane.
+struct Queue {
+    lane: Lane,
+    rows: VecDeque<EventRow>,
+    /// The last one that was read.
+    after: u64,
+}
+
+impl Queue {
+    const fn new(lane: Lane) -> Self {
+        Self { lane, rows: VecDeque::new(), after: 0 }
+    }
+
+    fn first(&mut self, keep: &Keep) -> Option<&EventRow> {
+        if self.rows.is_empty() {
+            match keep.journal().events(self.lane, self.after, ROWS_AT_ONCE) {
+                Ok(rows) => self.rows.extend(rows),
+                Err(error) => tracing::warn!(%error, "events cannot be read from the journal"),
+            }
+            self.after = self.rows.back().map_or(self.after, |row| row.row);
+        }
+        self.rows.front()
     }
 }
 

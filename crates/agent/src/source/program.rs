@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::follow::{LINE_BYTES_MAX, Line};
 use super::sieve::{Sieve, encoded};
-use super::{Records, Source, wait};
+use super::{Source, wait};
 use crate::config::Program;
 
 /// What one run may write; the rest is left unread.
@@ -27,7 +27,7 @@ pub(super) async fn run(source: Source, program: Program, cancel: CancellationTo
     }
     loop {
         let begun = tokio::time::Instant::now();
-        while source.keep.is_full() {
+        while source.keep.is_full(source.told.lane) {
             source.standing.note("waiting: the outbox is full", None);
             if wait(&cancel, program.every).await {
                 return;
@@ -51,7 +51,7 @@ pub(super) async fn run(source: Source, program: Program, cancel: CancellationTo
                 Vec::new()
             }
         };
-        let (mut records, before, count) = (Records::default(), sieve.unwanted + sieve.too_many, lines.len() as u64);
+        let (mut records, before, count) = (source.keep.records(), sieve.unwanted + sieve.too_many, lines.len() as u64);
         for line in lines {
             if let Some(record) = sieve.record(line, &Map::new(), Instant::now()) {
                 records.push(|into| encoded(&clock::now().to_string(), &record, into));
