@@ -1,5 +1,6 @@
 //! `agent.toml`: what a node reports, and what it lets be done here at most. Unknown keys are errors that name the nearest known one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use message::{NodeName, Token, units};
 use regex_lite::Regex;
 use serde::Deserialize;
 
+use crate::http;
 use crate::source::Address;
 
 /// What can be wrong with a configuration file.
@@ -158,6 +160,8 @@ pub(crate) enum SourceKind {
     Socket(PathBuf),
     /// `command`
     Command(Program),
+    /// `http`
+    Http(Scrape),
 }
 
 /// Which files are followed.
@@ -178,6 +182,20 @@ pub(crate) struct Program {
     /// Between the beginnings of two runs.
     #[serde(deserialize_with = "every")]
     pub(crate) every: Duration,
+}
+
+/// `http = { url = "http://127.0.0.1:9100/metrics", every = "1m" }`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scrape {
+    /// What is fetched.
+    pub(crate) url: String,
+    /// Between two of them.
+    #[serde(deserialize_with = "every")]
+    pub(crate) every: Duration,
+    /// Headers of the request.
+    #[serde(default)]
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 /// What becomes of lines before they leave.
@@ -203,6 +221,8 @@ pub(crate) enum Parse {
     Json,
     /// `level=info msg="it is done"`
     Logfmt,
+    /// `http_requests_total{code="200"} 1027`
+    Prometheus,
 }
 
 /// An `[[event]]` table as it is written.
@@ -218,6 +238,7 @@ struct WrittenSource {
     syslog: Option<String>,
     socket: Option<PathBuf>,
     command: Option<Program>,
+    http: Option<Scrape>,
     multiline: Option<String>,
     #[serde(default)]
     keep: Vec<String>,
@@ -242,7 +263,7 @@ enum Priority {
 }
 
 /// The keys of which a source has exactly one.
-const SOURCES: &str = "file, files, syslog, socket or command";
+const SOURCES: &str = "file, files, syslog, socket, command or http";
 
 impl WrittenSource {
     fn understood(self) -> Result<EventSource, String> {
@@ -269,12 +290,12 @@ impl WrittenSource {
             return Err("rate has to be a number of records a second above 0".into());
         }
         let is_file = self.file.is_some() || self.files.is_some();
-        let kind = match (self.file, self.files, self.syslog, self.socket, self.command) {
-            (Some(path), None, None, None, None) => {
+        let kind = match (self.file, self.files, self.syslog, self.socket, self.command, self.http) {
+            (Some(path), None, None, None, None, None) => {
                 absolute("file", &path)?;
                 SourceKind::Files(Files::One(path))
             }
-            (None, Some(globs), None, None, None) => {
+            (None, Some(globs), None, None, None, None) => {
                 if globs.is_empty() {
                     return Err("files is empty: name at least one glob".into());
                 }
@@ -284,18 +305,24 @@ impl WrittenSource {
                 }
                 SourceKind::Files(Files::Globs(globs))
             }
-            (None, None, Some(address), None, None) => SourceKind::Syslog(address.parse()?),
-            (None, None, None, Some(path), None) => {
+            (None, None, Some(address), None, None, None) => SourceKind::Syslog(address.parse()?),
+            (None, None, None, Some(path), None, None) => {
                 absolute("socket", &path)?;
                 SourceKind::Socket(path)
             }
-            (None, None, None, None, Some(program)) => {
+            (None, None, None, None, Some(program), None) => {
                 if program.argv.is_empty() {
                     return Err("command.argv is empty: name a program".into());
                 }
                 SourceKind::Command(program)
             }
-            (None, None, None, None, None) => return Err(format!("it says not where events come from: {SOURCES}")),
+            (None, None, None, None, None, Some(scrape)) => {
+                http::get(&scrape.url, scrape.headers.iter()).map(drop).map_err(|error| format!("http: {error}"))?;
+                SourceKind::Http(scrape)
+            }
+            (None, None, None, None, None, None) => {
+                return Err(format!("it says not where events come from: {SOURCES}"));
+            }
             _ => return Err(format!("it has several sources: leave one of {SOURCES}")),
         };
         let multiline = self.multiline.as_deref().map(|text| regex("multiline", text)).transpose()?;
@@ -375,7 +402,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 30] = [
     "name",
     "life_sign",
     "link",
@@ -396,6 +423,9 @@ const KEYS: [&str; 27] = [
     "command",
     "argv",
     "every",
+    "http",
+    "url",
+    "headers",
     "multiline",
     "keep",
     "drop",
@@ -466,6 +496,7 @@ mod tests {
             "syslog=\"tcp://127.0.0.1:514\"",
             "socket=\"/run/x\"",
             "command={argv=[\"df\"], every=\"5m\"}\npriority=\"urgent\"",
+            "http={url=\"http://127.0.0.1:9100/metrics\", every=\"1m\", headers={a=\"b\"}}\nparse=\"prometheus\"",
         ] {
             assert!(parse(right).is_ok(), "{right}: {:?}", parse(right).err());
         }
@@ -478,6 +509,7 @@ mod tests {
             ("command={argv=[], every=\"5m\"}", "empty"),
             ("command={argv=[\"df\"], every=\"1ms\"}", "too often"),
             ("file=\"/x\"\nkeep=[\"(\"]", "no regular expression"),
+            ("http={url=\"ftp://x\", every=\"1m\"}", "neither http"),
             ("file=\"/x\"\nrate=0", "above 0"),
             ("file=\"/x\"\npriority=\"high\"", "urgent"),
             ("socket=\"/x\"\nmultiline=\"x\"", "files alone"),

@@ -17,6 +17,7 @@ mod disk;
 mod facts;
 mod fleettime;
 mod halt;
+mod http;
 mod in_hand;
 mod intake;
 pub mod judge;

@@ -183,8 +183,11 @@ fn syslog_sockets_programs_and_globs_are_sources() {
          [[event]]\nmethod=\"log\"\ndomain=\"tcp\"\nsyslog=\"tcp://127.0.0.1:{port}\"\nredact=[\"[0-9]{{16}}\"]\n\
          [[event]]\nmethod=\"log\"\ndomain=\"socket\"\nsocket={:?}\n\
          [[event]]\nmethod=\"log\"\ndomain=\"program\"\ncommand={{argv=[\"echo\", \"hello there\"], every=\"1s\"}}\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"scrape\"\nhttp={{url={:?}, every=\"1s\"}}\nparse=\"prometheus\"\nkeep=[\"^steward_\"]\n\
+         [[event]]\nmethod=\"log\"\ndomain=\"gone\"\nhttp={{url=\"http://u:secret@127.0.0.1:1/\", every=\"1s\"}}\n\
          [[event]]\nmethod=\"log\"\ndomain=\"files\"\nfiles=[{:?}]\ndrop=[\"debug\"]\nparse=\"json\"\n",
         at("sock"),
+        format!("{}/metrics", world.ready["http"].as_str().unwrap()),
         at("*.log").display().to_string()
     );
     std::fs::write(world.path("ship1.toml"), config).unwrap();
@@ -212,6 +215,13 @@ fn syslog_sockets_programs_and_globs_are_sources() {
     assert_eq!(told(&world, "socket")[0]["record"], json!({"message": "by hand", "ok": true}));
     eventually("a program has run twice", || told(&world, "program").len() >= 2);
     assert_eq!(told(&world, "program")[0]["record"]["message"], "hello there");
+    eventually("samples arrive", || !told(&world, "scrape").is_empty());
+    let samples = told(&world, "scrape");
+    assert!(samples.iter().all(|event| event["record"]["value"].is_number()), "{samples:?}");
+    assert!(samples.iter().any(|event| event["record"]["labels"]["state"] == "online"), "{samples:?}");
+    eventually("who does not answer is told of", || !told(&world, "gone").is_empty());
+    let silence = told(&world, "gone")[0]["record"].to_string();
+    assert!(silence.contains("http://127.0.0.1:1/ cannot be read") && !silence.contains("secret"), "{silence}");
     eventually("both files are followed", || told(&world, "files").len() == 2);
     let files: Vec<Value> = told(&world, "files").iter().map(|event| event["record"].clone()).collect();
     assert!(

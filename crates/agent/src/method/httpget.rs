@@ -1,16 +1,14 @@
 //! `httpget`: fetches a URL. The body is the output, status and headers are the data.
 
-use std::sync::OnceLock;
-
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use message::method::HttpGet;
 use message::{Outcome, OutputTally, State};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Ended, Execution};
+use crate::http::{self, chain};
 
 /// The largest piece of a body that is sent in one message.
 const PIECE_BYTES: usize = 32 * 1024;
@@ -38,34 +36,9 @@ pub(super) async fn execute(execution: Execution<'_>) -> Ended {
     }
 }
 
-fn client() -> Result<&'static reqwest::Client, String> {
-    static CLIENT: OnceLock<Result<reqwest::Client, String>> = OnceLock::new();
-    CLIENT
-        .get_or_init(|| {
-            // Another part of the program may have installed it already, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-            reqwest::Client::builder()
-                .user_agent(concat!("steward/", env!("CARGO_PKG_VERSION")))
-                .pool_max_idle_per_host(0)
-                .build()
-                .map_err(|error| chain(&error))
-        })
-        .as_ref()
-        .map_err(Clone::clone)
-}
-
 async fn fetch(args: &HttpGet, max_bytes: u64, execution: Execution<'_>) -> Result<Ended, String> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &args.headers {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is not a header's name"))?;
-        let value = HeaderValue::from_str(value).map_err(|_| format!("the value of header {name} is not allowed"))?;
-        headers.insert(name, value);
-    }
-    let url = reqwest::Url::parse(&args.url).map_err(|error| format!("{:?} is not a URL: {error}", args.url))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("{:?} is neither http:// nor https://", args.url));
-    }
-    let mut response = client()?.get(url).headers(headers).send().await.map_err(|error| chain(&error))?;
+    let request = http::get(&args.url, args.headers.iter())?;
+    let mut response = request.send().await.map_err(|error| chain(&error))?;
     let status = response.status();
     let data = json!({
         "status": status.as_u16(),
@@ -106,15 +79,4 @@ async fn fetch(args: &HttpGet, max_bytes: u64, execution: Execution<'_>) -> Resu
             ..Outcome::default()
         },
     })
-}
-
-/// reqwest's own message names neither cause nor remedy: the chain of causes does.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -11,6 +11,8 @@ mod follow;
 mod keep;
 mod listen;
 mod program;
+mod schedule;
+mod scrape;
 mod sieve;
 mod syslog;
 
@@ -33,6 +35,7 @@ use budget::Budget;
 use keep::Records;
 pub(crate) use keep::{Keep, Told};
 pub(crate) use listen::Address;
+use schedule::Asked;
 
 /// The first and the longest wait after a batch that the broker did not take, or a journal that did not.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -123,7 +126,8 @@ impl Source {
             SourceKind::Socket(path) => {
                 listen::run(self, listen::Address::UnixStream(path), listen::Speech::Lines, cancel).await;
             }
-            SourceKind::Command(command) => program::run(self, command, cancel).await,
+            SourceKind::Command(program) => schedule::run(self, Asked::Program(program), cancel).await,
+            SourceKind::Http(scrape) => schedule::run(self, Asked::Http(scrape), cancel).await,
         }
     }
 

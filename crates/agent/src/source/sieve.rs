@@ -51,6 +51,10 @@ impl Sieve {
     /// The record that a line becomes; `None` when it does not leave. `more` are fields that its source knows.
     pub(crate) fn record(&mut self, line: Line, more: &Map<String, Value>, now: Instant) -> Option<Map<String, Value>> {
         let Line { mut bytes, goes_on } = line;
+        if self.parse == Some(Parse::Prometheus) && !goes_on && is_remark(&bytes) {
+            self.unwanted += 1;
+            return None;
+        }
         let dropped = std::mem::replace(&mut self.dropping, false) || !self.is_wanted(&bytes, now);
         if dropped {
             self.dropping = goes_on;
@@ -96,6 +100,11 @@ impl Sieve {
     }
 }
 
+/// `# HELP …`, `# TYPE …`, and nothing at all.
+fn is_remark(bytes: &[u8]) -> bool {
+    bytes.trim_ascii_start().first().is_none_or(|first| *first == b'#')
+}
+
 /// A record of a line: text where it is text, base64 where it is not.
 fn text(bytes: Vec<u8>) -> Map<String, Value> {
     let (key, value) = match String::from_utf8(bytes) {
@@ -110,6 +119,7 @@ fn fields(how: Parse, bytes: &[u8]) -> Option<Map<String, Value>> {
     match how {
         Parse::Json => serde_json::from_slice(bytes).ok(),
         Parse::Logfmt => logfmt(std::str::from_utf8(bytes).ok()?),
+        Parse::Prometheus => prometheus(std::str::from_utf8(bytes).ok()?),
     }
 }
 
@@ -141,6 +151,60 @@ fn logfmt(line: &str) -> Option<Map<String, Value>> {
     }
     // A sentence is no list of fields.
     fields.values().any(Value::is_string).then_some(fields)
+}
+
+/// A sample of the [text format of Prometheus](https://prometheus.io/docs/instrumenting/exposition_formats/):
+/// `http_requests_total{code="200"} 1027 1395066363000` becomes its `name`, `labels`, `value` and `timestamp_ms`. What JSON has no number
+/// for (`NaN`, `+Inf`) is a text.
+fn prometheus(line: &str) -> Option<Map<String, Value>> {
+    let line = line.trim();
+    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':')).unwrap_or(line.len());
+    let (name, rest) = line.split_at_checked(end)?;
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    let mut labels = Map::new();
+    let mut rest = rest.trim_start();
+    if let Some(inside) = rest.strip_prefix('{') {
+        rest = inside.trim_start();
+        while !rest.starts_with('}') {
+            let (label, quoted) = rest.split_once('=')?;
+            let (value, behind) = label_value(quoted.trim_start())?;
+            labels.insert(label.trim().to_owned(), Value::String(value));
+            rest = behind.trim_start();
+            rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+        }
+        rest = rest.strip_prefix('}')?;
+    }
+    let mut words = rest.split_whitespace();
+    let value = words.next()?;
+    let number: f64 = value.parse().ok()?;
+    let value = serde_json::Number::from_f64(number).map_or_else(|| Value::from(value), Value::Number);
+    let mut record = Map::from_iter([("name".to_owned(), Value::from(name)), ("value".to_owned(), value)]);
+    if !labels.is_empty() {
+        record.insert("labels".into(), Value::Object(labels));
+    }
+    if let Some(timestamp) = words.next() {
+        record.insert("timestamp_ms".into(), timestamp.parse::<i64>().ok()?.into());
+    }
+    words.next().is_none().then_some(record)
+}
+
+/// A quoted value, in which `\\`, `\"` and `\n` stand for what they cannot be, and what is behind it.
+fn label_value(text: &str) -> Option<(String, &str)> {
+    let inside = text.strip_prefix('"')?;
+    let (mut value, mut chars) = (String::new(), inside.char_indices());
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, inside.get(at + 1..)?)),
+            '\\' => value.push(match chars.next()?.1 {
+                'n' => '\n',
+                other => other,
+            }),
+            other => value.push(other),
+        }
+    }
+    None
 }
 
 /// A record as it stands in a batch: its line, with the end of it. `at` is a time as text.
@@ -215,6 +279,32 @@ mod tests {
         );
         assert_eq!(read("it is done"), r#"{"message":"it is done"}"#);
         assert_eq!(read("a=\"torn"), r#"{"message":"a=\"torn"}"#);
+    }
+
+    #[test]
+    fn samples_of_prometheus_are_records() {
+        let mut sieve = Sieve::new(&shape(&[], &["^go_"], &[], Some(Parse::Prometheus), None));
+        let mut read = |text: &str| {
+            sieve.record(line(text), &Map::new(), Instant::now()).map(|record| Value::from(record).to_string())
+        };
+        for (text, record) in [
+            ("up 1", r#"{"name":"up","value":1.0}"#),
+            (
+                r#"http_requests_total{method="post", code="a\"b\\c\n",} 1.5e3 1395066363000"#,
+                r#"{"labels":{"code":"a\"b\\c\n","method":"post"},"name":"http_requests_total","timestamp_ms":1395066363000,"value":1500.0}"#,
+            ),
+            ("a:b{} NaN", r#"{"name":"a:b","value":"NaN"}"#),
+            // What is none stays a line.
+            ("no sample", r#"{"message":"no sample"}"#),
+            ("x{a=b} 1", r#"{"message":"x{a=b} 1"}"#),
+            ("x{a=\"b 1", r#"{"message":"x{a=\"b 1"}"#),
+            ("1x 1", r#"{"message":"1x 1"}"#),
+            ("x 1 2 3", r#"{"message":"x 1 2 3"}"#),
+        ] {
+            assert_eq!(read(text).as_deref(), Some(record), "{text}");
+        }
+        assert_eq!((read("# HELP up Whether it is up"), read("  "), read("go_threads 3")), (None, None, None));
+        assert_eq!(sieve.unwanted, 3);
     }
 
     #[test]

@@ -3,13 +3,9 @@
 //! Nothing is thrown away: what does not look like either is a message as it is.
 
 use data_encoding::BASE64;
+use message::syslog::{FACILITIES, SEVERITIES};
 use serde_json::{Map, Value};
 
-const SEVERITIES: [&str; 8] = ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
-const FACILITIES: [&str; 24] = [
-    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "ntp",
-    "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
-];
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// The fields of a message: `message`, and as far as it tells them `facility`, `severity`, `time` (as it was written), `host`,
