@@ -29,6 +29,7 @@ pub mod sign;
 pub mod state;
 pub mod subject;
 pub mod succession;
+pub mod syslog;
 pub mod target;
 pub mod time;
 pub mod trust;

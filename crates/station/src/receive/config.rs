@@ -52,6 +52,15 @@ pub(crate) enum SinkKind {
     File(FileSink),
     Command(Vec<String>),
     Http(HttpSink),
+    Syslog(SyslogSink),
+}
+
+/// Somebody who takes syslog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SyslogSink {
+    pub(crate) is_tcp: bool,
+    /// `host:port`
+    pub(crate) address: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +78,18 @@ pub(crate) struct FileSink {
 pub(crate) struct HttpSink {
     pub(crate) url: String,
     pub(crate) headers: Vec<(String, String)>,
-    pub(crate) is_loki: bool,
+    pub(crate) speech: Speech,
+}
+
+/// What is said over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speech {
+    /// Lines.
+    Lines,
+    /// [Loki's push](https://grafana.com/docs/loki/latest/reference/loki-http-api/#ingest-logs).
+    Loki,
+    /// [Logs of OpenTelemetry](https://opentelemetry.io/docs/specs/otlp/#otlphttp), as JSON.
+    Otlp,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +109,8 @@ struct Written {
     command: Option<Vec<String>>,
     webhook: Option<String>,
     loki: Option<String>,
+    otlp: Option<String>,
+    syslog: Option<String>,
     #[serde(default)]
     headers: std::collections::BTreeMap<String, String>,
 }
@@ -97,11 +119,14 @@ fn any() -> String {
     "*".into()
 }
 
+/// The keys of which a receiver has exactly one.
+const SINKS: &str = "file, command, webhook, loki, otlp or syslog";
+
 /// What a path of a file sink may have in braces.
 const FIELDS: [&str; 4] = ["from", "method", "domain", "date"];
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 16] = [
     "receive", "method", "domain", "from", "format", "file", "rotate", "keep", "fsync", "command", "webhook", "loki",
-    "headers", "json",
+    "otlp", "syslog", "headers", "json",
 ];
 
 impl Written {
@@ -121,32 +146,44 @@ impl Written {
             }
         });
         let is_file = self.file.is_some();
-        let (sink, told) = match (self.file, self.command, self.webhook, self.loki) {
-            (Some(path), None, None, None) => {
-                check_path(&path)?;
-                let rotate = self
-                    .rotate
-                    .as_deref()
-                    .map(|text| units::parse_size(text).map_err(|error| format!("rotate: {error}")));
-                let rotate = rotate.transpose()?;
-                let told = format!("file {path}");
-                let sink =
-                    FileSink { path, rotate, keep: self.keep.unwrap_or(10).max(1), fsync: self.fsync.unwrap_or(true) };
-                (SinkKind::File(sink), told)
+        let sinks = [
+            self.file.is_some(),
+            self.command.is_some(),
+            self.webhook.is_some(),
+            self.loki.is_some(),
+            self.otlp.is_some(),
+            self.syslog.is_some(),
+        ];
+        match sinks.into_iter().filter(|is_there| *is_there).count() {
+            0 => return Err(format!("it says not where records go: {SINKS}")),
+            1 => {}
+            _ => return Err(format!("records go to one place: leave one of {SINKS}")),
+        }
+        let (sink, told) = if let Some(path) = self.file {
+            check_path(&path)?;
+            let rotate =
+                self.rotate.as_deref().map(|text| units::parse_size(text).map_err(|error| format!("rotate: {error}")));
+            let rotate = rotate.transpose()?;
+            let told = format!("file {path}");
+            let sink =
+                FileSink { path, rotate, keep: self.keep.unwrap_or(10).max(1), fsync: self.fsync.unwrap_or(true) };
+            (SinkKind::File(sink), told)
+        } else if let Some(argv) = self.command {
+            if argv.is_empty() {
+                return Err("command is empty: name a program".into());
             }
-            (None, Some(argv), None, None) => {
-                if argv.is_empty() {
-                    return Err("command is empty: name a program".into());
-                }
-                let told = format!("command {argv:?}");
-                (SinkKind::Command(argv), told)
-            }
-            (None, None, Some(url), None) => http(url, self.headers, false)?,
-            (None, None, None, Some(url)) => http(url, self.headers, true)?,
-            (None, None, None, None) => {
-                return Err("it says not where records go: file, command, webhook or loki".into());
-            }
-            _ => return Err("records go to one place: leave one of file, command, webhook and loki".into()),
+            let told = format!("command {argv:?}");
+            (SinkKind::Command(argv), told)
+        } else if let Some(address) = self.syslog {
+            let told = format!("syslog {address}");
+            (SinkKind::Syslog(syslog(&address)?), told)
+        } else {
+            let (url, speech) = match (self.webhook, self.loki, self.otlp) {
+                (Some(url), ..) => (url, Speech::Lines),
+                (None, Some(url), _) => (url, Speech::Loki),
+                (None, None, url) => (url.unwrap_or_default(), Speech::Otlp),
+            };
+            http(url, self.headers, speech)?
         };
         if !is_file && (self.rotate.is_some() || self.keep.is_some() || self.fsync.is_some()) {
             return Err("rotate, keep and fsync are for files alone".into());
@@ -160,13 +197,26 @@ impl Written {
 fn http(
     url: String,
     headers: std::collections::BTreeMap<String, String>,
-    is_loki: bool,
+    speech: Speech,
 ) -> Result<(SinkKind, String), Wrong> {
     if !(url.starts_with("http://") || url.starts_with("https://")) {
         return Err(format!("{url:?} is neither http:// nor https://"));
     }
     let told = format!("http {url}");
-    Ok((SinkKind::Http(HttpSink { url, headers: headers.into_iter().collect(), is_loki }), told))
+    Ok((SinkKind::Http(HttpSink { url, headers: headers.into_iter().collect(), speech }), told))
+}
+
+fn syslog(text: &str) -> Result<SyslogSink, Wrong> {
+    let parts = text.split_once("://").filter(|(_, address)| {
+        let port =
+            address.rsplit_once(':').and_then(|(host, port)| port.parse::<u16>().ok().filter(|_| !host.is_empty()));
+        port.is_some_and(|port| port > 0)
+    });
+    match parts {
+        Some(("tcp", address)) => Ok(SyslogSink { is_tcp: true, address: address.to_owned() }),
+        Some(("udp", address)) => Ok(SyslogSink { is_tcp: false, address: address.to_owned() }),
+        _ => Err(format!("syslog = {text:?} is no address: write \"tcp://192.0.2.1:514\" or \"udp://192.0.2.1:514\"")),
+    }
 }
 
 fn check_path(path: &str) -> Result<(), Wrong> {
@@ -286,9 +336,13 @@ mod tests {
             file.path_for(&from, &method, &Token::domain(domain).unwrap(), "2026-11-23").display().to_string()
         };
         assert_eq!(path("ship1", "nginx"), "/srv/nginx/ship1-2026-11-23.log");
-        for right in
-            ["command=[\"cat\"]", "webhook=\"https://x/y\"\nheaders={a=\"b\"}", "loki=\"http://x\"\nfrom=\"ship*\""]
-        {
+        for right in [
+            "command=[\"cat\"]",
+            "webhook=\"https://x/y\"\nheaders={a=\"b\"}",
+            "loki=\"http://x\"\nfrom=\"ship*\"",
+            "otlp=\"http://127.0.0.1:4318/v1/logs\"",
+            "syslog=\"tcp://[::1]:514\"",
+        ] {
             assert!(parse(right).is_ok(), "{right}");
         }
     }
@@ -304,6 +358,10 @@ mod tests {
             ("webhook=\"ftp://x\"", "neither http"),
             ("webhook=\"http://x\"\nfsync=true", "files alone"),
             ("command=[]", "empty"),
+            ("otlp=\"x\"", "neither http"),
+            ("syslog=\"192.0.2.1\"", "tcp://192.0.2.1:514"),
+            ("syslog=\"tcp://192.0.2.1\"", "tcp://192.0.2.1:514"),
+            ("loki=\"http://x\"\notlp=\"http://x\"", "one place"),
             ("method=\"a b\"\nfile=\"/x\"", "neither a name nor a glob"),
             ("from=\"a,b\"\nfile=\"/x\"", "not a list"),
         ] {

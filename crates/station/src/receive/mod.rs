@@ -7,6 +7,7 @@
 mod config;
 mod place;
 mod sink;
+mod syslog;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -11,16 +11,17 @@ use fleet::{Received, ReceivedBatch};
 use message::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::runtime::RuntimeFlavor;
 
-use super::config::{FileSink, Format, HttpSink, SinkKind};
+use super::config::{FileSink, Format, HttpSink, SinkKind, Speech};
 use super::place::Place;
+use super::syslog::Syslog;
 
 /// How long a program may take to read what it is given, and somebody else to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How much of an answer that says no is read.
 const ANSWER_BYTES_MAX: usize = 300;
 
@@ -41,12 +42,12 @@ impl From<io::Error> for Refusal {
 
 /// A record as it stands in a batch.
 #[derive(Deserialize)]
-struct Record<'a> {
+pub(super) struct Record<'a> {
     /// A time; read as one only where it is needed as one.
     #[serde(borrow)]
-    at: std::borrow::Cow<'a, str>,
+    pub(super) at: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
-    record: &'a RawValue,
+    pub(super) record: &'a RawValue,
 }
 
 /// What of a record is a line that was read.
@@ -60,7 +61,7 @@ struct Text<'a> {
 }
 
 /// Writes a record to `into`; `false` when it is none.
-fn write(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format, into: &mut Vec<u8>) -> bool {
+pub(super) fn write(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format, into: &mut Vec<u8>) -> bool {
     let Ok(Record { at, record }) = serde_json::from_slice::<Record<'_>>(line) else { return false };
     let head = &batch.head;
     match format {
@@ -121,6 +122,7 @@ pub(super) enum Sink {
     File(FileSink),
     Command { argv: Vec<String>, child: Option<Child> },
     Http { sink: HttpSink, client: reqwest::Client },
+    Syslog(Syslog),
 }
 
 impl Sink {
@@ -129,6 +131,7 @@ impl Sink {
             SinkKind::File(sink) => Self::File(sink.clone()),
             SinkKind::Command(argv) => Self::Command { argv: argv.clone(), child: None },
             SinkKind::Http(sink) => Self::Http { sink: sink.clone(), client: client()? },
+            SinkKind::Syslog(sink) => Self::Syslog(Syslog::new(sink.clone())),
         })
     }
 
@@ -172,6 +175,7 @@ impl Sink {
                 count
             }
             Self::Http { sink, client } => deliver_over_http(sink, client, load, format).await?,
+            Self::Syslog(syslog) => syslog.deliver(load, format).await?,
         };
         place.done(load.sequence)?;
         Ok(count)
@@ -298,12 +302,17 @@ async fn deliver_over_http(
     load: &Load,
     format: Format,
 ) -> Result<u64, Refusal> {
-    let (body, kind, count) = if sink.is_loki {
-        let (body, count) = loki(load, format);
-        (body, "application/json", count)
-    } else {
-        let (text, count) = load.text(format);
-        (text, if format == Format::Json { "application/x-ndjson" } else { "text/plain; charset=utf-8" }, count)
+    let (body, kind, count) = match sink.speech {
+        Speech::Lines => {
+            let (text, count) = load.text(format);
+            (text, if format == Format::Json { "application/x-ndjson" } else { "text/plain; charset=utf-8" }, count)
+        }
+        Speech::Loki | Speech::Otlp => {
+            let streams = streams(load, format);
+            let count = streams.values().map(|lines| lines.len() as u64).sum();
+            let body = if sink.speech == Speech::Loki { loki(streams) } else { otlp(streams) };
+            (body.to_string().into_bytes(), "application/json", count)
+        }
     };
     if count == 0 {
         return Ok(0);
@@ -327,36 +336,56 @@ async fn deliver_over_http(
     })
 }
 
-/// Loki's push: a stream for each node, method and domain, values by time and line.
-fn loki(load: &Load, format: Format) -> (Vec<u8>, u64) {
-    let mut streams: BTreeMap<(String, String, String), Vec<Value>> = BTreeMap::new();
-    let mut count = 0;
+/// Who reports what about what.
+type Of = (String, String, String);
+
+/// The records by who reports what about what: their times and texts.
+fn streams(load: &Load, format: Format) -> BTreeMap<Of, Vec<(Timestamp, String)>> {
+    let mut streams: BTreeMap<Of, Vec<(Timestamp, String)>> = BTreeMap::new();
     for batch in &load.batches {
         let head = &batch.head;
-        let of = (head.from.to_string(), head.method.to_string(), head.domain.to_string());
-        let values = streams.entry(of).or_default();
+        let lines =
+            streams.entry((head.from.to_string(), head.method.to_string(), head.domain.to_string())).or_default();
         for (number, line) in batch.lines().enumerate() {
             let mut text = Vec::new();
             let Ok(Record { at, .. }) = serde_json::from_slice::<Record<'_>>(line) else { continue };
+            let Ok(at) = at.parse::<Timestamp>() else { continue };
             if write(batch, number, line, format, &mut text) {
-                let text = String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned();
-                let Ok(at) = at.parse::<Timestamp>() else { continue };
-                values.push(json!([format!("{}000000", at.as_ms()), text]));
-                count += 1;
+                lines.push((at, String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned()));
             }
         }
     }
-    let streams: Vec<Value> = streams
-        .into_iter()
-        .map(|((from, method, domain), values)| {
-            let labels: Map<String, Value> = [("from", from), ("method", method), ("domain", domain)]
-                .into_iter()
-                .map(|(name, value)| (name.to_owned(), Value::from(value)))
-                .collect();
-            json!({"stream": labels, "values": values})
+    streams
+}
+
+/// Nanoseconds since 1970, as text: JSON's numbers are too short for them.
+fn nanoseconds(at: Timestamp) -> String {
+    format!("{}000000", at.as_ms())
+}
+
+/// Loki's push: a stream for each node, method and domain, values by time and line.
+fn loki(streams: BTreeMap<Of, Vec<(Timestamp, String)>>) -> Value {
+    let stream = |((from, method, domain), lines): (Of, Vec<(Timestamp, String)>)| {
+        let values: Vec<Value> = lines.into_iter().map(|(at, text)| json!([nanoseconds(at), text])).collect();
+        json!({"stream": {"from": from, "method": method, "domain": domain}, "values": values})
+    };
+    json!({"streams": streams.into_iter().map(stream).collect::<Vec<_>>()})
+}
+
+/// Logs of OpenTelemetry: a resource for each node, method and domain. Names of attributes are those of its semantic conventions.
+fn otlp(streams: BTreeMap<Of, Vec<(Timestamp, String)>>) -> Value {
+    let attribute = |key: &str, value: String| json!({"key": key, "value": {"stringValue": value}});
+    let resource = |((from, method, domain), lines): (Of, Vec<(Timestamp, String)>)| {
+        let record =
+            |(at, text): (Timestamp, String)| json!({"timeUnixNano": nanoseconds(at), "body": {"stringValue": text}});
+        let attributes =
+            [attribute("host.name", from), attribute("service.name", domain), attribute("steward.method", method)];
+        json!({
+            "resource": {"attributes": attributes},
+            "scopeLogs": [{"scope": {"name": "steward"}, "logRecords": lines.into_iter().map(record).collect::<Vec<_>>()}],
         })
-        .collect();
-    (json!({"streams": streams}).to_string().into_bytes(), count)
+    };
+    json!({"resourceLogs": streams.into_iter().map(resource).collect::<Vec<_>>()})
 }
 
 /// A message that cannot be used, and why. What passes here is written to the last record, in every format and to every sink.

@@ -139,10 +139,23 @@ async fn a_program_gets_every_line_and_is_started_again() {
 
 #[test]
 fn loki_gets_streams_by_node() {
-    let (body, count) = loki(&load(vec![batch("ship1", RECORDS)], 1), Format::Raw);
-    let body: Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((count, &body["streams"][0]["stream"]["from"]), (5, &json!("ship1")));
-    assert_eq!(body["streams"][0]["values"][0], json!(["1795391999999000000", "one ü"]));
+    let body = loki(streams(&load(vec![batch("ship1", RECORDS)], 1), Format::Raw));
+    let values = &body["streams"][0]["values"];
+    assert_eq!((values.as_array().unwrap().len(), &body["streams"][0]["stream"]["from"]), (5, &json!("ship1")));
+    assert_eq!(values[0], json!(["1795391999999000000", "one ü"]));
+}
+
+#[test]
+fn opentelemetry_gets_a_resource_for_each_node_and_domain() {
+    let body = otlp(streams(&load(vec![batch("ship1", RECORDS), batch("ship2", RECORDS)], 1), Format::Raw));
+    let resources = body["resourceLogs"].as_array().unwrap();
+    assert_eq!(resources.len(), 2);
+    assert_eq!(
+        resources[1]["resource"]["attributes"][0],
+        json!({"key": "host.name", "value": {"stringValue": "ship2"}})
+    );
+    let records = &resources[0]["scopeLogs"][0]["logRecords"];
+    assert_eq!(records[0], json!({"timeUnixNano": "1795391999999000000", "body": {"stringValue": "one ü"}}));
 }
 
 #[test]
