@@ -141,7 +141,8 @@ impl ReceivedBatch {
         let mut last: Vec<&[u8]> =
             self.records.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty()).take(most).collect();
         last.reverse();
-        let first = usize::try_from(head.count).unwrap_or(usize::MAX).saturating_sub(last.len());
+        let count = self.lines().count();
+        let first = count.saturating_sub(last.len());
         let read = |(index, line): (usize, &&[u8])| {
             let record: EventRecord = serde_json::from_slice(line).ok()?;
             Some(EventLine {
@@ -155,7 +156,7 @@ impl ReceivedBatch {
                 record: record.record,
             })
         };
-        Newest { count: u64::from(head.count), lines: last.iter().enumerate().filter_map(read).collect() }
+        Newest { count: count as u64, lines: last.iter().enumerate().filter_map(read).collect() }
     }
 
     /// The records, one by one.

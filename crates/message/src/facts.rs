@@ -73,59 +73,40 @@ impl Facts {
 /// That it is such a document has to be known ([`Facts::parse`]); `None` when it is none.
 pub fn pick(document: &[u8], names: &BTreeSet<&str>) -> Option<Value> {
     let mut reader = serde_json::Deserializer::from_slice(document);
-    let picked = Under("facts", names).deserialize(&mut reader).ok()?;
+    let picked = Members { names, of: Some("facts") }.deserialize(&mut reader).ok()?;
     Some(Value::Object(picked))
 }
 
-/// Reads an object of which only the member of one name counts, which is an object too.
-struct Under<'a>(&'static str, &'a BTreeSet<&'a str>);
-/// Reads the members of these names of an object.
-struct Picked<'a>(&'a BTreeSet<&'a str>);
+/// Reads of an object the members of these names; with `of`, of the object that its member of that name is.
+struct Members<'a> {
+    names: &'a BTreeSet<&'a str>,
+    of: Option<&'static str>,
+}
 
-impl<'de> DeserializeSeed<'de> for Under<'_> {
+impl<'de> DeserializeSeed<'de> for Members<'_> {
     type Value = Map<String, Value>;
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
         reader.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for Under<'_> {
-    type Value = Map<String, Value>;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with `{}`", self.0)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = Map::new();
-        while let Some(name) = map.next_key::<Cow<'de, str>>()? {
-            if name == self.0 {
-                found = map.next_value_seed(Picked(self.1))?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Picked<'_> {
-    type Value = Map<String, Value>;
-    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
-        reader.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Picked<'_> {
+impl<'de> Visitor<'de> for Members<'_> {
     type Value = Map<String, Value>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Self { names, of } = self;
         let mut found = Map::new();
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
-            if self.0.contains(&*name) {
-                found.insert(name.into_owned(), map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
+            match of {
+                Some(of) if name == of => found = map.next_value_seed(Members { names, of: None })?,
+                None if names.contains(&*name) => {
+                    found.insert(name.into_owned(), map.next_value()?);
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
             }
         }
         Ok(found)

@@ -4,7 +4,7 @@
 //! ordered: that needs an operator's signature.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -13,6 +13,8 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use message::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+use crate::files;
 
 /// What a token begins with, so that people and scanners of sources know it.
 const PREFIX: &str = "steward-station-";
@@ -199,7 +201,7 @@ impl Tokens {
             std::fs::create_dir_all(dir).map_err(failed)?;
         }
         // Two that change it at once do so one after the other.
-        let lock_path = self.beside("lock");
+        let lock_path = files::beside(&self.0, "lock");
         let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(lock_path);
         let lock = lock.map_err(failed)?;
         lock.lock().map_err(failed)?;
@@ -207,22 +209,7 @@ impl Tokens {
         change(&mut tokens)?;
         let mut text = serde_json::to_vec_pretty(&Stored { v: 1, tokens }).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        let staging = self.beside("new");
-        let written = (|| {
-            let _ = std::fs::remove_file(&staging); // left behind by one that was killed, if at all
-            let mut file = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&staging)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&staging, &self.0)
-        })();
-        written.map_err(failed)
-    }
-
-    fn beside(&self, end: &str) -> PathBuf {
-        let mut path = self.0.as_os_str().to_owned();
-        path.push(".");
-        path.push(end);
-        path.into()
+        files::replace(&self.0, &text).map_err(failed)
     }
 }
 

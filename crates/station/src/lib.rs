@@ -15,6 +15,7 @@ mod api;
 mod believe;
 mod complain;
 mod discovery;
+mod files;
 mod finish;
 mod freshness;
 mod http;

@@ -1,10 +1,10 @@
 //! What alerts remember, on disk: one file of JSON, written whole beside the old one and put in its place.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use super::decide::Memory;
+use crate::files;
 
 /// Reads it; nothing is remembered if there is none.
 pub(super) fn load(path: &Path) -> Result<Memory, String> {
@@ -20,14 +20,8 @@ pub(super) fn load(path: &Path) -> Result<Memory, String> {
 /// Writes it; when this returns, it is on the disk.
 pub(super) fn save(path: &Path, memory: &Memory) -> Result<(), String> {
     let write = || -> io::Result<()> {
-        let dir = path.parent().unwrap_or_else(|| Path::new("."));
-        std::fs::create_dir_all(dir)?;
-        let staging = path.with_extension("new");
-        let mut file = File::create(&staging)?;
-        file.write_all(&serde_json::to_vec(memory)?)?;
-        file.sync_all()?;
-        std::fs::rename(&staging, path)?;
-        File::open(dir)?.sync_all()
+        std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new(".")))?;
+        files::replace(path, &serde_json::to_vec(memory)?)
     };
     write().map_err(|error| format!("{} cannot be written: {error}", path.display()))
 }

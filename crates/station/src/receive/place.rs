@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use message::{InstanceId, NodeName};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 /// Above this it is written anew.
 const BYTES_MAX: u64 = 4 << 20;
 /// So many runs of a node's agent are remembered: an older one's batches come no more.
@@ -153,7 +155,6 @@ impl Place {
 
     /// Everything in two lines.
     fn write_anew(&mut self) -> io::Result<()> {
-        let staging = self.path.with_extension("new");
         let mut text = Vec::new();
         let seen = self.seen.iter().map(|(name, runs)| (name.clone(), runs.clone())).collect();
         let done = Step::Done { epoch: self.epoch.clone(), sequence: self.sequence, seen };
@@ -161,13 +162,7 @@ impl Place {
             serde_json::to_writer(&mut text, &step)?;
             text.push(b'\n');
         }
-        let mut file = File::create(&staging)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&staging, &self.path)?;
-        if let Some(dir) = self.path.parent() {
-            File::open(dir)?.sync_all()?;
-        }
+        files::replace(&self.path, &text)?;
         self.file = OpenOptions::new().append(true).open(&self.path)?;
         self.bytes = text.len() as u64;
         Ok(())

@@ -37,16 +37,14 @@ fn sealed(heard: &Heard) -> Option<&Message> {
 }
 
 fn check(part: Vec<Heard>) -> Vec<Checked> {
-    let seals: Vec<_> = part.iter().map(|heard| sealed(heard).map(Message::seal)).collect();
-    let signed: Vec<_> = part
-        .iter()
-        .zip(&seals)
-        .filter_map(|(heard, seal)| Some((seal.as_ref()?.as_ref().ok()?, &sealed(heard)?.payload[..])))
-        .collect();
+    let seals: Vec<_> = part.iter().map(|heard| sealed(heard).map(|message| (message.seal(), message))).collect();
+    let signed = seals.iter().flatten();
+    let signed: Vec<_> =
+        signed.filter_map(|(seal, message)| Some((seal.as_ref().ok()?, &message.payload[..]))).collect();
     let mut verified = sign::verify_all(&signed).into_iter();
     let signers = seals.into_iter().map(|seal| {
         // Of each seal that is one, something was found out.
-        let found = seal?.and_then(|seal| verified.next().unwrap_or(Err(SignatureError::Missing)).map(|()| seal.key));
+        let found = seal?.0.and_then(|seal| verified.next().unwrap_or(Err(SignatureError::Missing)).map(|()| seal.key));
         Some(found)
     });
     let signers: Vec<_> = signers.collect();
