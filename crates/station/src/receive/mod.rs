@@ -8,6 +8,7 @@ mod config;
 mod place;
 mod sink;
 mod syslog;
+mod usable;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +26,8 @@ pub(crate) use config::RETRY;
 use config::Receive;
 use place::Place;
 pub(crate) use sink::client;
-use sink::{Load, Refusal, Sink, poison};
+use sink::{Load, Refusal, Sink};
+use usable::Usable;
 
 /// What came is delivered together after so long, or with so many bytes or batches.
 const GATHER: Duration = Duration::from_millis(50);
@@ -141,14 +143,16 @@ impl Receiver {
         if !fits || (is_letter && self.receive.method != DEAD_LETTER) {
             return;
         }
-        if let Some(reason) = poison(&received) {
-            // Stations complain unsigned; that one of them has put a complaint aside would be the next complaint.
-            if !is_letter && method != errorlog::METHOD {
-                aside.push((received, reason));
+        let batch = match received.batch.as_ref().map_err(Clone::clone).and_then(Usable::of) {
+            Ok(batch) => batch,
+            Err(reason) => {
+                // Stations complain unsigned; that one of them has put a complaint aside would be the next complaint.
+                if !is_letter && method != errorlog::METHOD {
+                    aside.push((received, reason));
+                }
+                return;
             }
-            return;
-        }
-        let Ok(batch) = received.batch else { return };
+        };
         if self.receive.from.as_ref().is_some_and(|wanted| !wanted.matches(&batch.head.from)) {
             return;
         }

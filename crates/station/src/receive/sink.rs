@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use fleet::{Received, ReceivedBatch};
 use message::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -19,6 +18,7 @@ use tokio::runtime::RuntimeFlavor;
 use super::config::{FileSink, Format, HttpSink, SinkKind, Speech};
 use super::place::Place;
 use super::syslog::Syslog;
+use super::usable::{Line, Usable};
 
 /// How long a program may take to read what it is given, and somebody else to answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,16 +40,6 @@ impl From<io::Error> for Refusal {
     }
 }
 
-/// A record as it stands in a batch.
-#[derive(Deserialize)]
-pub(super) struct Record<'a> {
-    /// A time; read as one only where it is needed as one.
-    #[serde(borrow)]
-    pub(super) at: std::borrow::Cow<'a, str>,
-    #[serde(borrow)]
-    pub(super) record: &'a RawValue,
-}
-
 /// What of a record is a line that was read.
 #[derive(Deserialize)]
 struct Text<'a> {
@@ -60,46 +50,74 @@ struct Text<'a> {
     goes_on: bool,
 }
 
-/// Writes a record to `into`; `false` when it is none.
-pub(super) fn write(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format, into: &mut Vec<u8>) -> bool {
-    let Ok(Record { at, record }) = serde_json::from_slice::<Record<'_>>(line) else { return false };
-    let head = &batch.head;
-    match format {
-        Format::Raw => match serde_json::from_str::<Text<'_>>(record.get()) {
-            Ok(Text { message: Some(text), goes_on, .. }) => {
-                into.extend_from_slice(text.as_bytes());
-                if !goes_on {
-                    into.push(b'\n');
-                }
-            }
-            Ok(Text { message_base64: Some(bytes), goes_on, .. }) => {
-                let Ok(bytes) = data_encoding::BASE64.decode(bytes.as_bytes()) else { return false };
-                into.extend_from_slice(&bytes);
-                if !goes_on {
-                    into.push(b'\n');
-                }
-            }
-            _ => {
-                into.extend_from_slice(record.get().as_bytes());
-                into.push(b'\n');
-            }
-        },
-        Format::Json => {
-            let line = json!({
-                "from": head.from, "to": head.to, "method": head.method, "domain": head.domain, "at": at,
-                "id": format!("{}-{number}", head.id), "record": record,
-            });
-            let _ = serde_json::to_writer(&mut *into, &line); // to memory
-            into.push(b'\n');
-        }
+/// Writes a record to `into`.
+pub(super) fn write(batch: &Usable, number: usize, line: Line<'_>, format: Format, into: &mut Vec<u8>) {
+    let Line { at, record } = line;
+    if format == Format::Json {
+        let head = &batch.head;
+        let record = serde_json::from_str::<&RawValue>(record).unwrap_or(RawValue::NULL);
+        let line = json!({
+            "from": head.from, "to": head.to, "method": head.method, "domain": head.domain, "at": at,
+            "id": format!("{}-{number}", head.id), "record": record,
+        });
+        let _ = serde_json::to_writer(&mut *into, &line); // to memory
+        into.push(b'\n');
+        return;
     }
+    if append_message(record, into) {
+        into.push(b'\n');
+        return;
+    }
+    let goes_on = match serde_json::from_str::<Text<'_>>(record) {
+        Ok(Text { message: Some(text), goes_on, .. }) => {
+            into.extend_from_slice(text.as_bytes());
+            goes_on
+        }
+        Ok(Text { message_base64: Some(bytes), goes_on, .. }) => {
+            into.extend_from_slice(&data_encoding::BASE64.decode(bytes.as_bytes()).unwrap_or_default());
+            goes_on
+        }
+        _ => {
+            into.extend_from_slice(record.as_bytes());
+            false
+        }
+    };
+    if !goes_on {
+        into.push(b'\n');
+    }
+}
+
+/// Appends the message of a record that has nothing else, as nearly all have; `false` for any other. The record is valid JSON.
+fn append_message(record: &str, into: &mut Vec<u8>) -> bool {
+    let Some(text) = record.strip_prefix("{\"message\":\"").and_then(|rest| rest.strip_suffix("\"}")) else {
+        return false;
+    };
+    let (begin, mut rest) = (into.len(), text.as_bytes());
+    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
+        let (plain, behind) = rest.split_at(at);
+        let meant = match behind {
+            [b'\\', escaped @ (b'"' | b'\\' | b'/'), ..] => *escaped,
+            [b'\\', b'n', ..] => b'\n',
+            [b'\\', b't', ..] => b'\t',
+            [b'\\', b'r', ..] => b'\r',
+            // The end of the message, and another member behind it; or a character by its number.
+            _ => {
+                into.truncate(begin);
+                return false;
+            }
+        };
+        into.extend_from_slice(plain);
+        into.push(meant);
+        rest = behind.get(2..).unwrap_or_default();
+    }
+    into.extend_from_slice(rest);
     true
 }
 
 /// What has come, and is to be delivered together.
 pub(super) struct Load {
     /// Of nodes that are proven, and not had before.
-    pub(super) batches: Vec<ReceivedBatch>,
+    pub(super) batches: Vec<Usable>,
     /// The last sequence in it.
     pub(super) sequence: u64,
 }
@@ -110,7 +128,8 @@ impl Load {
         let (mut text, mut count) = (Vec::new(), 0);
         for batch in &self.batches {
             for (number, line) in batch.lines().enumerate() {
-                count += u64::from(write(batch, number, line, format, &mut text));
+                write(batch, number, line, format, &mut text);
+                count += 1;
             }
         }
         (text, count)
@@ -201,16 +220,16 @@ fn deliver_to_files(sink: &FileSink, load: &Load, format: Format, place: &mut Pl
         if !dated {
             let text = texts.entry(path("")).or_default();
             for (number, line) in batch.lines().enumerate() {
-                count += u64::from(write(batch, number, line, format, text));
+                write(batch, number, line, format, text);
+                count += 1;
             }
             continue;
         }
         for (number, line) in batch.lines().enumerate() {
-            let Ok(Record { at, .. }) = serde_json::from_slice::<Record<'_>>(line) else { continue };
-            // As the date is in the name of a file, it has to be one.
-            let Ok(day) = at.parse::<Timestamp>() else { continue };
-            let text = texts.entry(path(day.to_string().get(..10).unwrap_or_default())).or_default();
-            count += u64::from(write(batch, number, line, format, text));
+            let day = line.time().to_string();
+            let text = texts.entry(path(day.get(..10).unwrap_or_default())).or_default();
+            write(batch, number, line, format, text);
+            count += 1;
         }
     }
     let mut open = Vec::new();
@@ -348,11 +367,9 @@ fn streams(load: &Load, format: Format) -> BTreeMap<Of, Vec<(Timestamp, String)>
             streams.entry((head.from.to_string(), head.method.to_string(), head.domain.to_string())).or_default();
         for (number, line) in batch.lines().enumerate() {
             let mut text = Vec::new();
-            let Ok(Record { at, .. }) = serde_json::from_slice::<Record<'_>>(line) else { continue };
-            let Ok(at) = at.parse::<Timestamp>() else { continue };
-            if write(batch, number, line, format, &mut text) {
-                lines.push((at, String::from_utf8_lossy(text.strip_suffix(b"\n").unwrap_or(&text)).into_owned()));
-            }
+            write(batch, number, line, format, &mut text);
+            let text = text.strip_suffix(b"\n").unwrap_or(&text);
+            lines.push((line.time(), String::from_utf8_lossy(text).into_owned()));
         }
     }
     streams
@@ -386,49 +403,6 @@ fn otlp(streams: BTreeMap<Of, Vec<(Timestamp, String)>>) -> Value {
         })
     };
     json!({"resourceLogs": streams.into_iter().map(resource).collect::<Vec<_>>()})
-}
-
-/// A message that cannot be used, and why. What passes here is written to the last record, in every format and to every sink.
-pub(super) fn poison(received: &Received) -> Option<String> {
-    match &received.batch {
-        Err(reason) => Some(reason.clone()),
-        Ok(batch) => unusable(batch),
-    }
-}
-
-fn unusable(batch: &ReceivedBatch) -> Option<String> {
-    let (mut count, mut second) = (0_u32, String::new());
-    for line in batch.lines() {
-        count = count.saturating_add(1);
-        let Ok(Record { at, record }) = serde_json::from_slice(line) else {
-            return Some(format!("its record {count} is none: `at`, a time, and `record` make one"));
-        };
-        // Most records are of the same second as the one before.
-        let is_known = at.get(..SECOND) == Some(&second) && is_fraction(at.get(SECOND..).unwrap_or_default());
-        if !is_known && at.parse::<Timestamp>().is_err() {
-            return Some(format!("the time of its record {count} is none"));
-        }
-        if !is_known {
-            at.get(..SECOND).unwrap_or_default().clone_into(&mut second);
-        }
-        // With a backslash, the name may be written otherwise.
-        if (record.get().contains("message_base64") || record.get().contains('\\'))
-            && let Ok(Text { message: None, message_base64: Some(bytes), .. }) = serde_json::from_str(record.get())
-            && data_encoding::BASE64.decode(bytes.as_bytes()).is_err()
-        {
-            return Some(format!("the message of its record {count} is not in base64"));
-        }
-    }
-    (count != batch.head.count).then(|| format!("it tells of {} records and holds {count}", batch.head.count))
-}
-
-/// So long is a time to the second: `2026-01-02T03:04:05`.
-const SECOND: usize = 19;
-
-/// Whether a time may go on so after its second: `.678Z`.
-fn is_fraction(rest: &str) -> bool {
-    let digits = rest.strip_prefix('.').and_then(|rest| rest.strip_suffix('Z'));
-    digits.is_some_and(|digits| (1..=9).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

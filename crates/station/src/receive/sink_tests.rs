@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use fleet::ReceivedBatch;
 use message::event::EventHead;
 use message::{Kind, MessageId, NodeName, Token, WIRE_VERSION};
 
@@ -51,7 +52,12 @@ impl World {
 }
 
 fn load(batches: Vec<ReceivedBatch>, sequence: u64) -> Load {
-    Load { batches, sequence }
+    Load { batches: batches.iter().map(|batch| Usable::of(batch).unwrap()).collect(), sequence }
+}
+
+/// Why a batch cannot be used.
+fn poison(batch: &ReceivedBatch) -> Option<String> {
+    Usable::of(batch).err()
 }
 
 #[test]
@@ -160,17 +166,10 @@ fn opentelemetry_gets_a_resource_for_each_node_and_domain() {
 
 #[test]
 fn a_batch_that_is_not_what_it_says_is_used_for_nothing() {
-    let received = |batch: ReceivedBatch| Received {
-        sequence: 1,
-        stored: Timestamp::from_ms(0),
-        subject: "central.event.m.d".into(),
-        payload: Bytes::new(),
-        batch: Ok(batch),
-    };
-    assert_eq!(poison(&received(batch("ship1", RECORDS))), None);
+    assert_eq!(poison(&batch("ship1", RECORDS)), None);
     let mut short = batch("ship1", RECORDS);
     short.head.count += 1;
-    assert!(poison(&received(short)).unwrap().contains("6 records and holds 5"));
+    assert!(poison(&short).unwrap().contains("6 records and holds 5"));
     let good = r#"{"at":"2026-11-23T00:00:00.000Z","record":1}"#;
     for (line, why) in [
         (r#"{"at":"2026-11-23T00:00:00.000Z"}"#, "record 2 is none"),
@@ -183,7 +182,7 @@ fn a_batch_that_is_not_what_it_says_is_used_for_nothing() {
         (r#"{"at":"2026-11-23T00:00:00.000Z","record":{"message_base64":"?"}}"#, "not in base64"),
         (r#"{"at":"2026-11-23T00:00:00.000Z","record":{"message\u005fbase64":"?"}}"#, "not in base64"),
     ] {
-        let told = poison(&received(batch("ship1", &format!("{good}\n{line}\n{good}\n"))));
+        let told = poison(&batch("ship1", &format!("{good}\n{line}\n{good}\n")));
         assert!(told.as_ref().is_some_and(|told| told.contains(why)), "{line}: {told:?}");
     }
     // What is taken for a time because the second before was one, is one.
@@ -191,9 +190,41 @@ fn a_batch_that_is_not_what_it_says_is_used_for_nothing() {
         let at = format!("2026-11-23T00:00:00.{}Z", &"123456789"[..digits]);
         assert!(at.parse::<Timestamp>().is_ok(), "{at}");
         let line = format!(r#"{{"at":"{at}","record":1}}"#);
-        assert_eq!(poison(&received(batch("ship1", &format!("{good}\n{line}\n")))), None);
+        assert_eq!(poison(&batch("ship1", &format!("{good}\n{line}\n"))), None);
     }
     // What is written with signs that JSON may write otherwise is a time all the same.
     let other = r#"{"at":"2026-11-23T00:00:00.000\u005a","record":1}"#;
-    assert_eq!(poison(&received(batch("ship1", other))), None);
+    assert_eq!(poison(&batch("ship1", other)), None);
+    let load = load(vec![batch("ship1", &format!("{good}\n{other}\n"))], 1);
+    assert_eq!(load.batches[0].lines().map(|line| line.at).collect::<Vec<_>>(), ["2026-11-23T00:00:00.000Z"; 2]);
+}
+
+#[test]
+fn a_message_is_written_as_json_reads_it_however_it_is_written() {
+    for record in [
+        r#"{"message":""}"#,
+        r#"{"message":"plain"}"#,
+        r#"{"message":"a \"quoted\" word \\ \/ \n \t \r"}"#,
+        r#"{"message":"\\"}"#,
+        r#"{"message":"\"}"}"#,
+        r#"{"message":"\u00fc\b"}"#,
+        r#"{"message":"a","n":1}"#,
+        r#"{"message":"a","more":"b"}"#,
+        r#"{"message": "spaced"}"#,
+        r#"{"message":"a","goes_on":true}"#,
+        r#"{"message":5}"#,
+        r#"{"other":"a"}"#,
+        "[]",
+    ] {
+        let value: Value = serde_json::from_str(record).unwrap();
+        let mut wanted = match value.get("message").and_then(Value::as_str) {
+            Some(text) => text.to_owned(),
+            None => record.to_owned(),
+        };
+        if value.get("goes_on").is_none() {
+            wanted.push('\n');
+        }
+        let load = load(vec![batch("ship1", &format!(r#"{{"at":"2026-11-23T00:00:00.000Z","record":{record}}}"#))], 1);
+        assert_eq!(load.text(Format::Raw), (wanted.into_bytes(), 1), "{record}");
+    }
 }

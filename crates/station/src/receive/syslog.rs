@@ -2,7 +2,6 @@
 
 use std::io;
 
-use fleet::ReceivedBatch;
 use message::syslog::{FACILITIES, SEVERITIES};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
@@ -10,7 +9,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::config::{Format, SyslogSink};
-use super::sink::{Load, PATIENCE, Record, Refusal, write};
+use super::sink::{Load, PATIENCE, Refusal, write};
+use super::usable::{Line, Usable};
 
 /// The facility where a record names none: `user`.
 const USER: usize = 1;
@@ -35,8 +35,7 @@ impl Syslog {
     pub(super) async fn deliver(&mut self, load: &Load, format: Format) -> Result<u64, Refusal> {
         let mut messages = Vec::new();
         for batch in &load.batches {
-            let lines = batch.lines().enumerate();
-            messages.extend(lines.filter_map(|(number, line)| message(batch, number, line, format)));
+            messages.extend(batch.lines().enumerate().map(|(number, line)| message(batch, number, line, format)));
         }
         if messages.is_empty() {
             return Ok(0);
@@ -106,9 +105,9 @@ struct Origin {
 
 /// A record as a message. One that came from syslog goes on as what it was; of another, its node is the host, its domain the
 /// application, its method the kind of message.
-fn message(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format) -> Option<Vec<u8>> {
-    let Record { at, record } = serde_json::from_slice(line).ok()?;
-    let origin: Origin = serde_json::from_str(record.get()).unwrap_or_default();
+fn message(batch: &Usable, number: usize, line: Line<'_>, format: Format) -> Vec<u8> {
+    let Line { at, record } = line;
+    let origin: Origin = serde_json::from_str(record).unwrap_or_default();
     let place = |words: &[&str], name: Option<&String>, without: usize| {
         name.and_then(|name| words.iter().position(|word| word == name)).unwrap_or(without)
     };
@@ -124,13 +123,11 @@ fn message(batch: &ReceivedBatch, number: usize, line: &[u8], format: Format) ->
         word(origin.msgid.as_deref().unwrap_or(head.method.as_str()), 32),
     )
     .into_bytes();
-    if !write(batch, number, line, format, &mut bytes) {
-        return None;
-    }
+    write(batch, number, line, format, &mut bytes);
     if bytes.last() == Some(&b'\n') {
         bytes.pop();
     }
-    Some(bytes)
+    bytes
 }
 
 /// A field of the header (RFC 5424, section 6): without what it may not hold, and no longer than it may be.
@@ -142,6 +139,7 @@ fn word(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use fleet::ReceivedBatch;
     use message::event::EventHead;
     use message::{Kind, MessageId, NodeName, Timestamp, Token, WIRE_VERSION};
     use tokio::io::AsyncReadExt;
@@ -149,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    fn batch(records: &str) -> ReceivedBatch {
+    fn batch(records: &str) -> Usable {
         let head = EventHead {
             v: WIRE_VERSION,
             kind: Kind::Event,
@@ -163,7 +161,7 @@ mod tests {
             journal: None,
             row: None,
         };
-        ReceivedBatch { head, records: Bytes::copy_from_slice(records.as_bytes()) }
+        Usable::of(&ReceivedBatch { head, records: Bytes::copy_from_slice(records.as_bytes()) }).unwrap()
     }
 
     const RECORDS: &str = r#"{"at":"2026-11-22T23:59:59.999Z","record":{"message":"GET /\u00fc"}}
