@@ -138,11 +138,9 @@ impl ReceivedBatch {
     /// The last records, as those of a proven reporter.
     fn newest(&self, subject: &str, most: usize) -> Newest {
         let head = &self.head;
-        let mut last: Vec<&[u8]> =
-            self.records.rsplit(|byte| *byte == b'\n').filter(|line| !line.is_empty()).take(most).collect();
-        last.reverse();
         let count = self.lines().count();
-        let first = count.saturating_sub(last.len());
+        let first = count.saturating_sub(most);
+        let last: Vec<&[u8]> = self.lines().skip(first).collect();
         let read = |(index, line): (usize, &&[u8])| {
             let record: EventRecord = serde_json::from_slice(line).ok()?;
             Some(EventLine {
@@ -161,7 +159,9 @@ impl ReceivedBatch {
 
     /// The records, one by one.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.records.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+        let (mut begin, ends) = (0, memchr::memchr_iter(b'\n', &self.records).chain([self.records.len()]));
+        let lines = ends.map(move |end| self.records.get(std::mem::replace(&mut begin, end + 1)..end).unwrap_or_default());
+        lines.filter(|line| !line.is_empty())
     }
 }
 
