@@ -200,9 +200,9 @@ pub(crate) fn events_filter(params: &Params) -> Markup {
             div.line {
                 (field("grep", "Text", params.get("grep"), "e.g. 5xx"))
                 (field("from", "From", params.get("from"), "e.g. ship*"))
-                (field("method", "Method", params.get("method"), "e.g. syslogforwarding"))
+                (field("method", "Method", params.get("method"), "e.g. syslog*"))
                 (field("domain", "Domain", params.get("domain"), "e.g. nginx"))
-                (field("where", "Where", params.get("where"), "e.g. record.status >= 500"))
+                (field("where", "Where", params.get("where"), "e.g. record.n > 2"))
                 (field("since", "Since", params.get("since"), "e.g. 2h"))
                 (field("until", "Until", params.get("until"), "e.g. 1h"))
                 button.main type="submit" { "Show" }
