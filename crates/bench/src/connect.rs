@@ -11,15 +11,15 @@ use bus::claims::Creds;
 use bus::keys::FleetKeys;
 use bus::live::{LiveOrders, LiveStored};
 use bus::node::{self, Bare};
-use bus::{Bus, BusError, ConnectOptions, Credentials, clock, kv, live};
+use bus::{Bus, BusError, ConnectOptions, Credentials, kv, live};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use message::registry::{Condition, LifeSignKind};
-use message::{LifeSign, NodeName, Seal, WIRE_VERSION};
+use message::{NodeName, Seal};
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
 use crate::limits::{ms, quantile};
+use crate::made_up;
 use crate::system::{BenchError, NODE, System};
 
 /// How many connect at once, of either kind.
@@ -85,28 +85,7 @@ async fn start(name: &NodeName, options: ConnectOptions) -> Result<Started, BusE
     // Its claim of the name.
     bus.epoch().await?;
     let found = bus.kv_get(kv::PRESENCE, name.as_str()).await?;
-    let sign = LifeSign {
-        v: WIRE_VERSION,
-        kind: LifeSignKind::Presence,
-        node: name.clone(),
-        instance: clock::instance_id(),
-        boot: clock::instance_id(),
-        seat: None,
-        condition: Condition::Up,
-        reason: None,
-        interval_ms: 15_000,
-        at: clock::now(),
-        version: "bench".into(),
-        uptime_s: 0,
-        floor: 0,
-        processes: 4,
-        running: 0,
-        waiting: 0,
-        outbox: 0,
-        limits: vec![],
-        audit: None,
-        rtt_ms: None,
-    };
+    let sign = made_up::life_sign(name, 15_000);
     let unwritten = |reason: String| BusError::Other { what: "writing a life sign".into(), reason };
     let bytes = serde_json::to_vec(&sign).map(Bytes::from).map_err(|error| unwritten(error.to_string()))?;
     let seal = Seal::over(&bytes, &pair).map_err(|error| unwritten(error.to_string()))?;

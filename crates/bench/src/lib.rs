@@ -9,6 +9,7 @@ mod events;
 mod fleet;
 mod limits;
 mod link;
+mod made_up;
 mod node;
 mod policy;
 mod rest;

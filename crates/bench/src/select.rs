@@ -7,9 +7,10 @@ use std::time::Instant;
 use message::expression::{Counts, Expression, Known, Steps};
 use message::{Labels, NodeState, Selector};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::limits::{ms, quantile};
+use crate::made_up;
 use crate::system::BenchError;
 
 /// What a selector may cost over 100 000 nodes.
@@ -64,20 +65,10 @@ struct Unit {
 }
 
 fn unit(number: usize) -> Unit {
-    let site = ["oslo", "bergen", "kiel", "riga", "cork"][number % 5];
-    let tier = ["test", "prod"][number / 5 % 2];
-    let labels = [("site", site), ("tier", tier), ("owner", "fleet"), ("batch", "7")];
-    let disk = |mount: &str, used: usize| json!({"mount": mount, "type": "ext4", "total": 64e9, "used_percent": used});
     Unit {
         name: format!("ship{number}"),
-        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-        facts: json!({
-            "os": {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12 (bookworm)"}, "kernel": "6.1.0-18-amd64",
-            "arch": "x86_64", "cpu": {"count": 4, "model": "a model"},
-            "memory": {"total": 1_000_000_000 * (1 + number % 8), "swap": 0},
-            "disks": [disk("/", number % 20 * 5), disk("/srv", number % 19 * 5)], "units_failed": [],
-            "addresses": [{"interface": "eth0", "address": "10.0.0.1"}], "virtualisation": "kvm",
-        }),
+        labels: made_up::labels(number),
+        facts: Value::Object(made_up::facts(number)),
     }
 }
 

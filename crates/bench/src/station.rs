@@ -12,17 +12,18 @@ use bus::kv::{FACTS, NODES, PRESENCE};
 use bus::{Bus, ConnectOptions, Credentials, EDGE_API};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use message::registry::{Condition, LifeSignKind, NodeKind};
-use message::{Facts, InstanceId, LifeSign, NodeName, NodeRecord, PublicKey, Seal, Timestamp, WIRE_VERSION};
+use message::registry::NodeKind;
+use message::{Facts, LifeSign, NodeName, NodeRecord, PublicKey, Seal, Timestamp, WIRE_VERSION};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nkeys::KeyPair;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::limits::{ms, quantile, round};
+use crate::made_up;
 use crate::system::{BenchError, System, rss_bytes};
 
 /// The goals are those of so many nodes.
@@ -234,52 +235,19 @@ impl Made {
     fn new(number: usize, by: &str) -> Result<Self, BenchError> {
         let name = NodeName::new(format!("ship{number}")).map_err(|error| other(&error))?;
         let pair = KeyPair::new_user();
-        let site = ["oslo", "bergen", "kiel", "riga", "cork"][number % 5];
-        let tier = ["test", "prod"][number / 5 % 2];
-        let labels = [("site", site), ("tier", tier), ("owner", "fleet"), ("batch", "7")];
         let record = NodeRecord {
             v: WIRE_VERSION,
             kind: NodeKind::Node,
             name: name.clone(),
             key: PublicKey::of(&pair),
-            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            labels: made_up::labels(number),
             enrolled: Timestamp::default(),
             by: by.to_owned(),
             changed: None,
             revoked: None,
         };
-        let sign = LifeSign {
-            v: WIRE_VERSION,
-            kind: LifeSignKind::Presence,
-            node: name.clone(),
-            instance: InstanceId::from_bytes([1; 16]),
-            boot: InstanceId::from_bytes([2; 16]),
-            seat: None,
-            condition: Condition::Up,
-            reason: None,
-            interval_ms: INTERVAL_MS,
-            at: Timestamp::default(),
-            version: "0.1.0".into(),
-            uptime_s: 60,
-            floor: 0,
-            processes: 4,
-            running: 0,
-            waiting: 0,
-            outbox: 0,
-            rtt_ms: None,
-            limits: Vec::new(),
-            audit: None,
-        };
-        let disk =
-            |mount: &str, used: usize| json!({"mount": mount, "type": "ext4", "total": 64e9, "used_percent": used});
-        let facts = json!({
-            "os": {"id": "debian", "version": "12", "name": "Debian GNU/Linux 12 (bookworm)"}, "kernel": "6.1.0-18-amd64",
-            "arch": "x86_64", "cpu": {"count": 4, "model": "a model"},
-            "memory": {"total": 1_000_000_000 * (1 + number % 8), "swap": 0},
-            "disks": [disk("/", number % 20 * 5), disk("/srv", number % 19 * 5)], "units_failed": [],
-            "addresses": [{"interface": "eth0", "address": "10.0.0.1"}], "virtualisation": "kvm",
-        });
-        let facts = facts.as_object().cloned().unwrap_or_default();
+        let sign = made_up::life_sign(&name, INTERVAL_MS);
+        let facts = made_up::facts(number);
         Ok(Self { pair, record, sign, facts: Facts::new(name, Timestamp::default(), facts) })
     }
 }

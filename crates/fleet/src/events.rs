@@ -160,7 +160,8 @@ impl ReceivedBatch {
     /// The records, one by one.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         let (mut begin, ends) = (0, memchr::memchr_iter(b'\n', &self.records).chain([self.records.len()]));
-        let lines = ends.map(move |end| self.records.get(std::mem::replace(&mut begin, end + 1)..end).unwrap_or_default());
+        let lines =
+            ends.map(move |end| self.records.get(std::mem::replace(&mut begin, end + 1)..end).unwrap_or_default());
         lines.filter(|line| !line.is_empty())
     }
 }
