@@ -16,6 +16,20 @@ pub(crate) struct Budget {
     at_ms: u64,
 }
 
+/// What may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The first one of this lane.
+    Go(Lane),
+    /// Nothing for so long.
+    Wait {
+        /// Milliseconds.
+        ms: u64,
+    },
+    /// Nothing is there.
+    Nothing,
+}
+
 impl Budget {
     pub(crate) fn new(bytes: Option<u64>) -> Self {
         let mut budget = Self { bytes, level: 0.0, at_ms: 0 };
@@ -31,7 +45,7 @@ impl Budget {
 
     /// For how many milliseconds a message of `lane` with a payload of so many bytes has to wait; 0: not at all. `now_ms` is of a
     /// clock that does not go back. One that is larger than what may go at once goes when all of that is there, and others wait then.
-    pub(crate) fn wait_ms(&mut self, lane: Lane, payload: usize, now_ms: u64) -> u64 {
+    fn wait_ms(&mut self, lane: Lane, payload: usize, now_ms: u64) -> u64 {
         if self.bytes.is_none() {
             return 0;
         }
@@ -51,6 +65,18 @@ impl Budget {
             reason = "a wait of an hour or so, and not below 0"
         )]
         if missing > 0.0 { (missing / per_ms).ceil() as u64 } else { 0 }
+    }
+
+    /// Which of the messages that wait, each with its lane and the bytes of its payload, the most urgent first, may leave; or for how
+    /// many milliseconds none may. What is less urgent never goes before what waits: it would go on using up what that waits for.
+    pub(crate) fn choose(&mut self, waiting: impl IntoIterator<Item = (Lane, usize)>, now_ms: u64) -> Choice {
+        match waiting.into_iter().next() {
+            None => Choice::Nothing,
+            Some((lane, payload)) => match self.wait_ms(lane, payload, now_ms) {
+                0 => Choice::Go(lane),
+                ms => Choice::Wait { ms },
+            },
+        }
     }
 
     /// A message with a payload of so many bytes has left.
@@ -113,6 +139,17 @@ mod tests {
         let wait = budget.wait_ms(Lane::Urgent, 400, 0);
         assert!(wait > HOUR, "{wait}");
         assert_eq!(budget.wait_ms(Lane::Low, 500_000, 10 * HOUR), 0);
+    }
+
+    #[test]
+    fn small_ones_do_not_keep_a_large_urgent_one_waiting_for_ever() {
+        let mut budget = Budget::new(Some(400_000));
+        budget.spend(60_000);
+        let waiting = [(Lane::Urgent, 90_000), (Lane::Normal, 100), (Lane::Low, 100)];
+        let Choice::Wait { ms } = budget.choose(waiting, 0) else { panic!("there is not so much") };
+        assert_eq!(budget.choose(waiting[1..].iter().copied(), 0), Choice::Go(Lane::Normal), "but for the urgent one");
+        assert_eq!(budget.choose(waiting, ms), Choice::Go(Lane::Urgent));
+        assert_eq!(budget.choose([], ms), Choice::Nothing);
     }
 
     proptest! {

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, EventSource, Shape, SourceKind};
 use crate::run::Identity;
-use budget::Budget;
+use budget::{Budget, Choice};
 use keep::Records;
 pub(crate) use keep::{Keep, Told};
 pub(crate) use listen::Address;
@@ -165,18 +165,14 @@ pub(crate) async fn publish(
     let (mut budget, began, mut retry) = (Budget::new(budget), Instant::now(), RETRY_FIRST);
     while !cancel.is_cancelled() {
         let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Rows may be left from an earlier read that failed.
-        let (mut chosen, mut pause) = (None, RETRY_MAX);
-        for queue in &mut queues {
-            let Some(payload) = queue.first(&keep).map(|row| row.payload.len()) else { continue };
-            match budget.wait_ms(queue.lane, payload, now_ms) {
-                0 => {
-                    chosen = Some(queue);
-                    break;
-                }
-                wait => pause = pause.min(Duration::from_millis(wait)),
-            }
-        }
+        let waiting = queues.iter_mut().filter_map(|queue| Some((queue.lane, queue.first(&keep)?.payload.len())));
+        let (lane, pause) = match budget.choose(waiting, now_ms) {
+            Choice::Go(lane) => (Some(lane), RETRY_MAX),
+            Choice::Wait { ms } => (None, RETRY_MAX.min(Duration::from_millis(ms))),
+            // Rows may be left from an earlier read that failed.
+            Choice::Nothing => (None, RETRY_MAX),
+        };
+        let chosen = queues.iter_mut().find(|queue| Some(queue.lane) == lane);
         let Some((queue, row)) = chosen.and_then(|queue| queue.rows.pop_front().map(|row| (queue, row))) else {
             tokio::select! {
                 biased;
