@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use ::fleet::{EventLine, JobSummary, Node};
-use message::{NodeState, State, Vitality};
+use message::{NodeState, Spell, State, Vitality};
 use serde_json::json;
 
 use super::*;
@@ -97,6 +97,8 @@ impl Made {
             reason: Some(self.jobs[0].by.clone()),
             exit_code: Some(3),
         };
+        let spell = |state, since| Spell { state, reason: Some(self.jobs[0].by.clone()), since };
+        let spells = [spell(NodeState::Offline, at(0)), spell(NodeState::Online, at(1_000))];
         let job_head = json!({"job": "01k", "by": self.jobs[0].by, "method": self.jobs[0].method, "domain": "d",
             "created_at": at(0), "counts": {"failed": 1, "running": 2}});
         let none = Params::default();
@@ -111,7 +113,14 @@ impl Made {
         };
         vec![
             fleet(&shown, &[self.jobs[0].by.clone()]),
-            node(&NodePage { node: &self.nodes[0], jobs: Ok(&[done]), events: Some(&self.events), facts: true, now }),
+            node(&NodePage {
+                node: &self.nodes[0],
+                history: Ok(&spells),
+                jobs: Ok(&[done]),
+                events: Some(&self.events),
+                facts: true,
+                now,
+            }),
             jobs(&self.jobs, 7, &Params::read(Some("by=x"), &JOB_PARAMS).unwrap(), now),
             job(&job_page),
             job_node("01k", &self.order, now),

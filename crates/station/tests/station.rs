@@ -540,6 +540,7 @@ async fn the_api_answers_as_its_document_says() {
         ),
         ("/api/v1/nodes/{node}", ""),
         ("/api/v1/nodes/{node}/jobs", "?limit=3"),
+        ("/api/v1/nodes/{node}/history", ""),
         ("/api/v1/groups", "?by=site&state=online,offline"),
         ("/api/v1/jobs", "?state=succeeded&by=admin&limit=5"),
         ("/api/v1/jobs/{job}", "?state=succeeded"),

@@ -49,6 +49,7 @@ pub(crate) fn router() -> Router<Arc<Site>> {
         .route("/api/v1/nodes", get(nodes))
         .route("/api/v1/nodes/{node}", get(node))
         .route("/api/v1/nodes/{node}/jobs", get(node_jobs))
+        .route("/api/v1/nodes/{node}/history", get(node_history))
         .route("/api/v1/groups", get(groups))
         .route("/api/v1/jobs", get(jobs))
         .route("/api/v1/jobs/{job}", get(job))
@@ -242,6 +243,12 @@ pub(crate) async fn one_node(site: &Arc<Site>, name: &str) -> Result<(Node, Stan
         node.ok_or_else(|| Problem::absent(format!("there is no node {name}")))
     })
     .await
+}
+
+async fn node_history(State(site): State<Arc<Site>>, Path(name): Path<String>) -> Answer {
+    let (node, _) = one_node(&site, &name).await?;
+    let history = from_broker(&site, async |fleet| Ok(fleet.history(&node).await?)).await?;
+    Ok(written(json!({ "history": history.to_json(), "notes": history.notes }).to_string()))
 }
 
 async fn node_jobs(State(site): State<Arc<Site>>, Path(name): Path<String>, RawQuery(text): RawQuery) -> Answer {

@@ -138,6 +138,12 @@ fn paths() -> Value {
             vec![in_path("node", "Its name."), limit(NODE_JOBS_MAX)],
             answer("Its jobs.", reference("NodeJobs")),
         ),
+        "/api/v1/nodes/{node}/history": get(
+            "nodeHistory",
+            "How a node has stood, the oldest first. What nobody observed is `unknown`.",
+            vec![in_path("node", "Its name.")],
+            answer("Its history.", reference("NodeHistory")),
+        ),
         "/api/v1/groups": get(
             "groups",
             "How the nodes stand, by the values of a label.",
@@ -279,6 +285,10 @@ fn schemas() -> Value {
             json!({ "job": text(), "method": text(), "domain": text(), "state": order_state, "at": time }),
             json!({ "reason": text(), "exit_code": { "type": "integer" } }),
         )) }), json!({})),
+        "NodeHistory": object(json!({
+            "history": list(object(json!({ "state": node_state, "reason": maybe_text, "since": time, "until": maybe_time }), json!({}))),
+            "notes": list(text()),
+        }), json!({})),
         "Groups": object(
             merged(&json!({
                 "groups": list(object(json!({ "value": maybe_text, "counts": node_counts }), json!({}))),

@@ -145,6 +145,7 @@ async fn node(
         let (node, _) = api::one_node(&visit.site, &name).await?;
         let jobs =
             from_broker(&visit.site, async |fleet| Ok(lookup::jobs_of(fleet, &node.record, OF_A_NODE).await?)).await;
+        let history = from_broker(&visit.site, async |fleet| Ok(fleet.history(&node).await?)).await;
         let facts = reader(&visit.who).is_ok();
         let (page, _) = from_view(&visit.site, move |moment| {
             let mut events = moment.view.events.newest(usize::MAX);
@@ -152,6 +153,7 @@ async fn node(
             events.truncate(OF_A_NODE);
             Ok(page::node(&page::NodePage {
                 node: &node,
+                history: history.as_ref().map(|history| &history.spells[..]).map_err(|problem| problem.detail.clone()),
                 jobs: jobs.as_deref().map_err(|problem| problem.detail.clone()),
                 events: facts.then_some(events.as_slice()),
                 facts,

@@ -2,8 +2,8 @@
 
 use ::fleet::{EventLine, Node};
 use maud::{Markup, html};
-use message::Timestamp;
 use message::units::human_duration;
+use message::{Spell, Timestamp};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -14,10 +14,14 @@ use crate::lookup::NodeJob;
 
 /// So many facts are shown.
 const FACTS_MAX: usize = 200;
+/// So many times of standing in one way are shown, the newest first.
+const SPELLS_MAX: usize = 8;
 
 /// What the page of a node shows.
 pub(crate) struct NodePage<'a> {
     pub(crate) node: &'a Node,
+    /// How it has stood, the oldest first, or why that is not known.
+    pub(crate) history: Result<&'a [Spell], String>,
     /// Its newest jobs, or why they are not known.
     pub(crate) jobs: Result<&'a [NodeJob], String>,
     /// What it reported of late; `None`: it may not be shown.
@@ -39,6 +43,14 @@ pub(crate) fn node(shown: &NodePage<'_>) -> Page {
         section aria-labelledby="about" {
             h2 #about { "How it stands" }
             dl.pairs { (about(node, now)) }
+        }
+        section aria-labelledby="history" {
+            h2 #history { "How it has stood" }
+            @match &shown.history {
+                Err(reason) => { p.none { "That cannot be read: " (reason) } }
+                Ok([]) => { p.none { "It has told nothing yet." } }
+                Ok(spells) => { (history(spells, node, now)) }
+            }
         }
         section aria-labelledby="jobs" {
             h2 #jobs { "Latest jobs" }
@@ -81,6 +93,27 @@ fn about(node: &Node, now: Timestamp) -> Markup {
         }
         (pair("Enrolled", html! { (age(node.record.enrolled, now)) " by " (cut(&node.record.by)) }))
         (pair("Key", html! { code.key { (node.record.key) } }))
+    }
+}
+
+fn history(spells: &[Spell], node: &Node, now: Timestamp) -> Markup {
+    // The newest first: each ends when the one before it in this order begins.
+    let ends = std::iter::once(None).chain(spells.iter().rev().map(|later| Some(later.since)));
+    let newest: Vec<_> = spells.iter().rev().zip(ends).take(SPELLS_MAX).collect();
+    html! {
+        (table("history", &["State", "Since", "For"], html! {
+            @for (spell, end) in newest {
+                tr role="row" {
+                    (wide("State", state(spell.state, spell.reason.as_deref())))
+                    (cell("Since", age(spell.since, now)))
+                    (cell("For", html! { @match end {
+                        Some(end) => { (human_duration(Duration::from_secs(end.since(spell.since).as_secs()))) }
+                        None => { "until now" }
+                    } }))
+                }
+            }
+        }))
+        @if spells.len() > SPELLS_MAX { p.note { (spells.len() - SPELLS_MAX) " earlier: " code { "steward node history " (node.name()) } } }
     }
 }
 
