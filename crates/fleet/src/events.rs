@@ -393,7 +393,6 @@ impl Fleet {
     pub async fn put_aside(&self, received: &Received, reason: &str) -> Result<(), FleetError> {
         let domain = received.subject.rsplit('.').next().and_then(|domain| Token::domain(domain).ok());
         let domain = domain.map_or_else(|| DEFAULT_DOMAIN.to_owned(), |domain| domain.to_string());
-        let subject = format!("{}.event.{DEAD_LETTER}.{domain}", self.context().node);
         let payload = received.payload.get(..received.payload.len().min(DEAD_LETTER_BYTES_MAX)).unwrap_or_default();
         let letter = serde_json::json!({
             "message": reason,
@@ -405,9 +404,7 @@ impl Fleet {
         });
         // The same for the same message: told again after a crash, it counts once.
         let id = format!("dead-{}-{}", received.sequence, received.stored.as_ms());
-        let headers = Headers::new().with_id(&id);
-        self.bus().publish(&subject, headers, Bytes::from(letter.to_string())).await?;
-        Ok(())
+        self.tell(DEAD_LETTER, &domain, &id, &letter).await
     }
 
     /// Tells the fleet's error log what `program`, at this context's node, complains of. It is not signed: nobody vouches for it.
@@ -415,9 +412,26 @@ impl Fleet {
     /// # Errors
     /// [`FleetError`] when the broker does not take it.
     pub async fn complain(&self, program: &Token, record: Map<String, Value>) -> Result<(), FleetError> {
-        let subject = format!("{}.event.{}.{program}", self.context().node, errorlog::METHOD);
-        let headers = Headers::from(clock::message_id());
-        self.bus().publish(&subject, headers, Bytes::from(Value::Object(record).to_string())).await?;
+        let id = clock::message_id().to_string();
+        self.tell(errorlog::METHOD, program.as_str(), &id, &Value::Object(record)).await
+    }
+
+    /// Publishes a record that stands alone, unsigned, on this context's node: as a [CloudEvent](https://github.com/cloudevents/spec)
+    /// in binary mode, so that others can take it without knowing of batches.
+    async fn tell(&self, method: &str, domain: &str, id: &str, record: &Value) -> Result<(), FleetError> {
+        let node = &self.context().node;
+        let headers = Headers::new()
+            .with_id(id)
+            .with("ce-specversion", "1.0")
+            .with("ce-id", id)
+            .with("ce-source", &format!("/steward/nodes/{node}"))
+            .with("ce-type", &format!("steward.event.{method}"))
+            .with("ce-subject", domain)
+            .with("ce-time", &clock::now().to_string())
+            .with("ce-datacontenttype", "application/json");
+        self.bus()
+            .publish(&format!("{node}.event.{method}.{domain}"), headers, Bytes::from(record.to_string()))
+            .await?;
         Ok(())
     }
 

@@ -330,5 +330,12 @@ async fn what_cannot_be_used_is_put_aside_with_the_reason() {
     let complaint = complaints().next().unwrap();
     assert_eq!((&complaint["from"], &complaint["record"]["level"]), (&Value::Null, &json!("warn")));
     assert_eq!(complaint["record"]["subject"], "central.event.log.x");
+    let letter = bus.last("EVENTS", "central.event.deadletter.x").await.unwrap().unwrap();
+    let attribute = |name: &str| letter.header(name).unwrap();
+    assert_eq!(
+        ["ce-specversion", "ce-type", "ce-source", "ce-subject", "ce-datacontenttype"].map(attribute),
+        ["1.0", "steward.event.deadletter", "/steward/nodes/central", "x", "application/json"]
+    );
+    assert!(attribute("ce-id").starts_with("dead-") && attribute("ce-time").parse::<message::Timestamp>().is_ok());
     assert_eq!(world.state(HUB), "online");
 }
