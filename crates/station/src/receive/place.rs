@@ -16,10 +16,11 @@ use crate::files;
 
 /// Above this it is written anew.
 const BYTES_MAX: u64 = 4 << 20;
-/// So many runs of a node's agent are remembered: an older one's batches come no more.
-const RUNS_MAX: usize = 4;
+/// So many runs of a node's agent are remembered, those of which something came last: four starts of it with three priorities each. What
+/// comes again comes at once, or right after the next start.
+const RUNS_MAX: usize = 12;
 
-/// What a node has sent last: of each of its runs the largest number.
+/// What a node has sent last: of each of its runs the largest number. The one that something came of last stands last.
 type Runs = Vec<(InstanceId, u64)>;
 
 /// A line of the file.
@@ -109,16 +110,17 @@ impl Place {
     pub(crate) fn had(&mut self, from: &NodeName, run: Option<InstanceId>, row: Option<u64>) -> bool {
         let (Some(run), Some(row)) = (run, row) else { return false };
         let runs = self.seen.entry(from.clone()).or_default();
-        match runs.iter_mut().find(|(known, _)| *known == run) {
-            Some((_, last)) if row <= *last => return true,
-            Some((_, last)) => *last = row,
-            None => {
-                runs.push((run, row));
-                if runs.len() > RUNS_MAX {
-                    runs.remove(0);
-                }
+        match runs.iter().position(|(known, _)| *known == run) {
+            Some(at) if runs.get(at).is_some_and(|(_, last)| row <= *last) => return true,
+            Some(at) => {
+                runs.remove(at);
             }
+            None if runs.len() >= RUNS_MAX => {
+                runs.remove(0);
+            }
+            None => {}
         }
+        runs.push((run, row));
         self.changed.push(from.clone());
         false
     }
@@ -204,6 +206,22 @@ mod tests {
         place.move_to(Some("two".into()));
         assert_eq!(place.sequence, 0);
         assert!(place.had(&name(), run(1), Some(5)));
+    }
+
+    #[test]
+    fn what_waits_for_days_is_known_again_however_often_its_agent_starts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut place = Place::open(&dir.path().join("place")).unwrap();
+        // An agent that starts anew ten times, each time with two runs of its own, while what an old one has left trickles on.
+        for start in 0..10 {
+            assert!(!place.had(&name(), run(1), Some(u64::from(start) + 1)));
+            assert!(
+                !place.had(&name(), run(100 + 2 * start), Some(1))
+                    && !place.had(&name(), run(101 + 2 * start), Some(1))
+            );
+            assert!(place.had(&name(), run(1), Some(u64::from(start) + 1)), "{start}");
+        }
+        assert_eq!(place.seen[&name()].len(), RUNS_MAX);
     }
 
     #[test]
