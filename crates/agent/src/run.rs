@@ -251,8 +251,12 @@ pub(crate) async fn live(
     }
     // Shared, since the last word is spoken when the task that speaks has ended.
     let presence = Arc::new(tokio::sync::Mutex::new(presence));
-    adopt(&processes, &places, &opened.unsettled, held).await;
+    let adopted = take_on(&processes, &places, &opened.unsettled, held).await;
+    // Before any of them can be found to have ended: by whom it was cancelled belongs to how it ended.
     cancel_on(&processes, &journal, &opened.unsettled, &trusted.current()).await?;
+    for Held { method, domain, task } in adopted {
+        processes.dispatch(&method, &domain, task);
+    }
     let resumed = resume(&processes, &places, &opened.unsettled);
 
     let (watermark_saved, watermark_seen) = watch::channel(opened.cursor.watermark);
@@ -472,13 +476,14 @@ impl Left {
     }
 }
 
-/// What the keeper holds goes on, each in the process of its subject, before what waits there.
-async fn adopt(
+/// What the keeper holds is to go on, each in the process of its subject, before what waits there.
+async fn take_on(
     processes: &Arc<Processes>,
     places: &Arc<Semaphore>,
     unsettled: &[Entry],
     mut held: BTreeSet<keeper::Id>,
-) {
+) -> Vec<Held> {
+    let mut adopted = Vec::new();
     for entry in unsettled.iter().filter(|entry| entry.history.state() == State::Running) {
         if !held.remove(&keeper_id(&entry.id)) {
             continue;
@@ -490,7 +495,7 @@ async fn adopt(
                 processes.adopt(entry.id);
                 processes.in_hand().add(entry);
                 let task = Task { id: entry.id, begun: Some(Box::new(entry.clone())), place };
-                processes.dispatch(&entry.method, &entry.domain, task);
+                adopted.push(Held { method: entry.method.clone(), domain: entry.domain.clone(), task });
             }
             Err(reason) => tracing::error!(order = %entry.id, %reason, "a running order cannot be adopted"),
         }
@@ -499,6 +504,7 @@ async fn adopt(
     for id in held {
         processes.keeper().forget(id).await;
     }
+    adopted
 }
 
 /// What was to be cancelled when the last run ended goes on being cancelled.

@@ -128,9 +128,38 @@ fn a_cancel_goes_on_when_its_agent_is_killed_before_what_it_ends_has_ended() {
     world.end_agent("ship1", 9);
     world.agent("ship1", &[]);
     touch(&go);
-    let ended = wait_for_end(&world, &job, "ship1", "cancelled");
-    assert!(ended["reason"].as_str().unwrap().contains("cancelled by admin"), "{ended}");
-    let answer = wait_for_end(&world, &cancel, "ship1", "succeeded");
+    check_cancelled(&world, &job, &cancel);
+}
+
+#[test]
+fn a_cancel_counts_though_what_it_ends_has_ended_when_the_next_agent_comes() {
+    let mut world = World::up();
+    world.agent("ship1", &[]);
+    let witness = world.path("witness");
+    let go = world.path("go");
+    let line = format!(
+        "trap '{}' TERM; {}; {}; {}; exit 4",
+        note(&witness, "asked"),
+        note(&witness, "begun"),
+        wait_for(&go),
+        note(&witness, "ends")
+    );
+    let job = start(&world, "ship1", &line);
+    eventually("it has begun", || lines(&witness) == ["begun"]);
+    let cancel = world.json(4, &["job", "cancel", job["job"].as_str().unwrap(), "ship1", "--detach"]);
+    eventually("it was told to end", || lines(&witness) == ["begun", "asked"]);
+    world.end_agent("ship1", 9);
+    touch(&go);
+    eventually("it ends meanwhile", || lines(&witness) == ["begun", "asked", "ends"]);
+    world.agent("ship1", &[]);
+    check_cancelled(&world, &job, &cancel);
+}
+
+/// The job has ended by the cancel, and says by whom; the cancel has its answer.
+fn check_cancelled(world: &World, job: &Value, cancel: &Value) {
+    let ended = wait_for_end(world, job, "ship1", "cancelled");
+    assert!(ended["reason"].as_str().is_some_and(|reason| reason.contains("cancelled by admin")), "{ended}");
+    let answer = wait_for_end(world, cancel, "ship1", "succeeded");
     assert_eq!(answer["data"], json!({"job": job["job"], "found": "running", "now": "cancelled"}));
 }
 
