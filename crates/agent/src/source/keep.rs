@@ -59,6 +59,15 @@ impl Records {
     }
 }
 
+/// Of what there is one for each lane, in the order of [`Lane::ALL`], that of this one.
+const fn of_lane<T>([urgent, normal, low]: &[T; 3], lane: Lane) -> &T {
+    match lane {
+        Lane::Urgent => urgent,
+        Lane::Normal => normal,
+        Lane::Low => low,
+    }
+}
+
 /// The way of all sources into the journal.
 pub(crate) struct Keep {
     journal: Journal,
@@ -100,12 +109,7 @@ impl Keep {
     }
 
     fn waiting(&self, lane: Lane) -> &AtomicU64 {
-        let [urgent, normal, low] = &self.waiting;
-        match lane {
-            Lane::Urgent => urgent,
-            Lane::Normal => normal,
-            Lane::Low => low,
-        }
+        of_lane(&self.waiting, lane)
     }
 
     /// Whether as much of a lane waits for the broker as may.
@@ -148,12 +152,6 @@ impl Keep {
     fn row(&self, told: &Told, created: Timestamp, number: u64, records: &[u8], count: u32) -> EventRow {
         let id = clock::message_id();
         let Told { to, method, domain, lane } = told.clone();
-        let [urgent, normal, low] = self.runs;
-        let run = match lane {
-            Lane::Urgent => urgent,
-            Lane::Normal => normal,
-            Lane::Low => low,
-        };
         let subject = Subject::event(to.clone(), method.clone(), domain.clone()).to_string();
         let head = EventHead {
             v: WIRE_VERSION,
@@ -165,7 +163,7 @@ impl Keep {
             domain,
             created,
             count,
-            journal: Some(run),
+            journal: Some(*of_lane(&self.runs, lane)),
             row: Some(number),
         };
         // Writing it to memory cannot fail: it has text keys and no foreign serializers.
