@@ -18,6 +18,7 @@ mod discovery;
 mod files;
 mod finish;
 mod freshness;
+mod hand_over;
 mod http;
 mod hub;
 mod lookup;

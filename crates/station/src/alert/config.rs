@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use message::target::glob_matches;
-use message::{Expression, NodeName, Pattern, Selector, Token, units};
+use message::{Expression, NodeName, Pattern, Selector, units};
 use serde::Deserialize;
+
+use crate::receive::{check_glob, check_url};
 
 type Wrong = String;
 
@@ -110,10 +112,7 @@ fn duration(key: &str, text: Option<&str>, default: Duration) -> Result<Duration
 
 fn glob(key: &str, text: Option<String>) -> Result<String, Wrong> {
     let text = text.unwrap_or_else(|| "*".into());
-    let literal = text.replace(['*', '?'], "");
-    if text.is_empty() || (!literal.is_empty() && Token::domain(literal).is_err()) {
-        return Err(format!("{key} = {text:?} is neither a name nor a glob"));
-    }
+    check_glob(key, &text)?;
     Ok(text)
 }
 
@@ -167,10 +166,10 @@ impl Written {
         let target = self.target.as_deref().map(Pattern::parse_list).transpose();
         let selector = self.selector.as_deref().map(Selector::parse).transpose();
         let way = match (self.webhook, self.command) {
-            (Some(url), None) if url.starts_with("http://") || url.starts_with("https://") => {
+            (Some(url), None) => {
+                check_url(&url)?;
                 Way::Webhook { url, headers: self.headers.into_iter().collect() }
             }
-            (Some(url), None) => return Err(format!("{url:?} is neither http:// nor https://")),
             (None, Some(argv)) if argv.is_empty() => return Err("command is empty: name a program".into()),
             (None, Some(_)) if !self.headers.is_empty() => return Err("headers are for a webhook alone".into()),
             (None, Some(argv)) => Way::Command(argv),

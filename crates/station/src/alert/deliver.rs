@@ -9,20 +9,10 @@ use tokio::process::Command;
 
 use super::config::{Format, Rule, Way};
 use super::decide::Notice;
+use crate::hand_over::{Refusal, send};
 
 /// How long somebody may take to answer, and a program to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How much of an answer that says no is told.
-const ANSWER_CHARS_MAX: usize = 300;
-
-/// Why notices did not arrive.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    /// It may work later: a sentence.
-    Later(String),
-    /// These will never be taken: a sentence.
-    Never(String),
-}
 
 /// Delivers notices of a rule together.
 pub(super) async fn deliver(rule: &Rule, notices: &[Notice], client: &reqwest::Client) -> Result<(), Refusal> {
@@ -59,21 +49,7 @@ async fn post(
         Format::Json => ("application/json", json!({ "v": 1, "notices": notices }).to_string()),
         Format::Text => ("text/plain; charset=utf-8", lines(format, notices)),
     };
-    let mut request = client.post(url).timeout(PATIENCE).header("content-type", kind).body(body);
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
-    let answer = request.send().await.map_err(|error| Refusal::Later(format!("{url}: {error}")))?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(());
-    }
-    let said = answer.text().await.unwrap_or_default();
-    let told = format!("{url} answers {status}: {}", said.chars().take(ANSWER_CHARS_MAX).collect::<String>());
-    Err(match status.as_u16() {
-        400 | 413 | 422 => Refusal::Never(told),
-        _ => Refusal::Later(told),
-    })
+    send(client.post(url).timeout(PATIENCE).header("content-type", kind).body(body), url, headers).await
 }
 
 /// Runs a program, which has taken what it is given when it ends well.

@@ -28,9 +28,10 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use config::{KEYS, Rule, rules};
 pub(crate) use decide::JobStanding;
 use decide::{Alerts, Memory, Notice, Place, Reported, Standing};
-use deliver::{Refusal, deliver};
+use deliver::deliver;
 
 use crate::freshness::Freshness;
+use crate::hand_over::Refusal;
 use crate::receive::RETRY;
 use crate::status::Shared;
 
@@ -162,7 +163,7 @@ impl Watch {
             path,
             turns,
             parts: JoinSet::new(),
-            client: crate::receive::client()?,
+            client: crate::hand_over::client()?,
             now: Timestamp::default(),
             live_since: None,
             idle_since: None,

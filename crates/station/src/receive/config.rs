@@ -131,13 +131,8 @@ const KEYS: [&str; 16] = [
 
 impl Written {
     fn understood(self) -> Result<Receive, Wrong> {
-        for (what, text) in [("method", &self.method), ("domain", &self.domain)] {
-            // What a glob stands for is left out; the rest must be able to stand in a name.
-            let literal = text.replace(['*', '?'], "");
-            if text.is_empty() || (!literal.is_empty() && Token::domain(literal).is_err()) {
-                return Err(format!("{what} = {text:?} is neither a name nor a glob"));
-            }
-        }
+        check_glob("method", &self.method)?;
+        check_glob("domain", &self.domain)?;
         let from = self.from.as_deref().map(|text| {
             let patterns = Pattern::parse_list(text).map_err(|error| format!("from = {text:?}: {error}"))?;
             match <[Pattern; 1]>::try_from(patterns) {
@@ -199,9 +194,7 @@ fn http(
     headers: std::collections::BTreeMap<String, String>,
     speech: Speech,
 ) -> Result<(SinkKind, String), Wrong> {
-    if !(url.starts_with("http://") || url.starts_with("https://")) {
-        return Err(format!("{url:?} is neither http:// nor https://"));
-    }
+    check_url(&url)?;
     let told = format!("http {url}");
     Ok((SinkKind::Http(HttpSink { url, headers: headers.into_iter().collect(), speech }), told))
 }
@@ -216,6 +209,25 @@ fn syslog(text: &str) -> Result<SyslogSink, Wrong> {
         Some(("tcp", address)) => Ok(SyslogSink { is_tcp: true, address: address.to_owned() }),
         Some(("udp", address)) => Ok(SyslogSink { is_tcp: false, address: address.to_owned() }),
         _ => Err(format!("syslog = {text:?} is no address: write \"tcp://192.0.2.1:514\" or \"udp://192.0.2.1:514\"")),
+    }
+}
+
+/// Whether a text can choose methods or domains.
+pub(crate) fn check_glob(what: &str, text: &str) -> Result<(), Wrong> {
+    // What a glob stands for is left out; the rest must be able to stand in a name.
+    let literal = text.replace(['*', '?'], "");
+    if text.is_empty() || (!literal.is_empty() && Token::domain(literal).is_err()) {
+        return Err(format!("{what} = {text:?} is neither a name nor a glob"));
+    }
+    Ok(())
+}
+
+/// Whether something can be sent there.
+pub(crate) fn check_url(url: &str) -> Result<(), Wrong> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        Ok(())
+    } else {
+        Err(format!("{url:?} is neither http:// nor https://"))
     }
 }
 

@@ -22,12 +22,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
-pub(crate) use config::RETRY;
 use config::Receive;
+pub(crate) use config::{RETRY, check_glob, check_url};
 use place::Place;
-pub(crate) use sink::client;
-use sink::{Load, Refusal, Sink};
+use sink::{Load, Sink};
 use usable::Usable;
+
+use crate::hand_over::Refusal;
 
 /// What came is delivered together after so long, or with so many bytes or batches.
 const GATHER: Duration = Duration::from_millis(50);

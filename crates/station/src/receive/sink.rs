@@ -5,7 +5,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use message::Timestamp;
 use serde::Deserialize;
@@ -19,26 +18,7 @@ use super::config::{FileSink, Format, HttpSink, SinkKind, Speech};
 use super::place::Place;
 use super::syslog::Syslog;
 use super::usable::{Line, Usable};
-
-/// How long a program may take to read what it is given, and somebody else to answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
-/// How much of an answer that says no is read.
-const ANSWER_BYTES_MAX: usize = 300;
-
-/// Why records did not arrive.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    /// It may work later: a sentence.
-    Later(String),
-    /// These records will never be taken: a sentence.
-    Never(String),
-}
-
-impl From<io::Error> for Refusal {
-    fn from(error: io::Error) -> Self {
-        Self::Later(error.to_string())
-    }
-}
+use crate::hand_over::{PATIENCE, Refusal, client, send};
 
 /// What of a record is a line that was read.
 #[derive(Deserialize)]
@@ -201,14 +181,6 @@ impl Sink {
     }
 }
 
-/// Who speaks HTTP.
-pub(crate) fn client() -> Result<reqwest::Client, String> {
-    // Another part of the program may have installed it already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder().user_agent(concat!("steward/", env!("CARGO_PKG_VERSION")));
-    builder.timeout(PATIENCE).build().map_err(|error| error.to_string())
-}
-
 /// Exactly once, also across a crash: lengths first, then records, then how far that is.
 fn deliver_to_files(sink: &FileSink, load: &Load, format: Format, place: &mut Place) -> Result<u64, Refusal> {
     let mut texts: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
@@ -336,23 +308,11 @@ async fn deliver_over_http(
     if count == 0 {
         return Ok(0);
     }
-    let mut request = client.post(&sink.url).header("content-type", kind).body(body);
-    // Who wants each record once knows a load by this.
-    request = request.header("steward-sequence", load.sequence.to_string());
-    for (name, value) in &sink.headers {
-        request = request.header(name, value);
-    }
-    let answer = request.send().await.map_err(|error| Refusal::Later(format!("{}: {error}", sink.url)))?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(count);
-    }
-    let said = answer.text().await.unwrap_or_default();
-    let told = format!("{} answers {status}: {}", sink.url, said.chars().take(ANSWER_BYTES_MAX).collect::<String>());
-    Err(match status.as_u16() {
-        400 | 413 | 422 => Refusal::Never(told),
-        _ => Refusal::Later(told),
-    })
+    // Who wants each record once knows a load by its sequence.
+    let request =
+        client.post(&sink.url).header("content-type", kind).header("steward-sequence", load.sequence.to_string());
+    send(request.body(body), &sink.url, &sink.headers).await?;
+    Ok(count)
 }
 
 /// Who reports what about what.

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use fleet::ReceivedBatch;
 use message::event::EventHead;

@@ -9,8 +9,9 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::config::{Format, SyslogSink};
-use super::sink::{Load, PATIENCE, Refusal, write};
+use super::sink::{Load, write};
 use super::usable::{Line, Usable};
+use crate::hand_over::{PATIENCE, Refusal};
 
 /// The facility where a record names none: `user`.
 const USER: usize = 1;
