@@ -17,7 +17,7 @@ use crate::tree::{Members, Process, Tree};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often to look again, on a machine that starts processes all the time, before nobody counts as nobody.
-const LOOKS: u32 = 8;
+pub(crate) const LOOKS: u32 = 8;
 
 /// How long one chase after fleeing processes takes at most, before everybody is looked at again.
 const CHASE: Duration = Duration::from_millis(200);

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::ending::{PATIENCE, PAUSE, signal};
-use crate::tree;
+use crate::ending::{LOOKS, PATIENCE, PAUSE, signal};
+use crate::tree::{self, Carriers};
 
 /// Ends every process that carries `variable` with one of these values in its environment, daemons too, but never this process
 /// or one above it: TERM, after `grace` KILL, until none is left. Returns how many there were. Blocks; for a thread of its own.
+///
+/// One look that finds nobody is not enough while processes are born or exec: such a one may have been missed.
 pub fn end_orphans(variable: &str, values: &[String], grace: Duration) -> usize {
     if values.is_empty() {
         return 0;
@@ -21,9 +23,11 @@ pub fn end_orphans(variable: &str, values: &[String], grace: Duration) -> usize 
     let began = Instant::now();
     let mut seen = HashSet::new();
     let mut pause = Duration::from_millis(1);
+    let mut in_vain = 0;
     loop {
-        let found = tree::carriers(&marks);
-        if found.is_empty() {
+        let Carriers { living: found, settled } = tree::carriers(&marks, &seen);
+        in_vain = if found.is_empty() { in_vain + 1 } else { 0 };
+        if found.is_empty() && (settled || in_vain >= LOOKS) {
             return seen.len();
         }
         let waited = began.elapsed();
