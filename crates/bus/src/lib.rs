@@ -4,6 +4,7 @@
 //! orders, credentials and the local broker. What flows in are the nouns of `message`; what flows out are stored
 //! messages. It must never decide what an order means or whether it may run.
 
+mod alone;
 pub mod broker;
 pub mod chain;
 pub mod claims;

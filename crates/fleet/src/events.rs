@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 
 use bus::{Headers, Message, Scan, Start, clock};
 use bytes::Bytes;
-use data_encoding::BASE64;
-use message::event::{BATCH_BYTES_MAX, ENCODING_HEADER, EventHead, pack, unpack};
-use message::order::DEFAULT_DOMAIN;
+use message::event::{BATCH_BYTES_MAX, ENCODING_HEADER, EventHead, pack};
 use message::{
-    EventBatch, EventRecord, Expression, Kind, Labels, MessageId, NodeName, Pattern, PublicKey, Subject, Timestamp,
-    Token, WIRE_VERSION, errorlog,
+    EventBatch, EventRecord, Expression, Kind, Labels, MessageId, NodeName, Pattern, PublicKey, Received,
+    ReceivedBatch, Timestamp, Token, WIRE_VERSION, errorlog,
 };
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -25,10 +23,6 @@ use lines::Arrived;
 
 /// The stream of events.
 const EVENTS: &str = "EVENTS";
-/// The method of events that could not be used as what they were.
-pub const DEAD_LETTER: &str = "deadletter";
-/// So much of what could not be used is kept.
-const DEAD_LETTER_BYTES_MAX: usize = 16 * 1024;
 /// After how long a node's key is looked up again: it may have been enrolled anew, or thrown out.
 const KEY_AGE_MAX: Duration = Duration::from_secs(30);
 /// So many nodes' keys are remembered.
@@ -95,77 +89,6 @@ pub struct EventLine {
     pub record: Map<String, Value>,
 }
 
-/// A message of the stream of events, for one who keeps what he receives.
-#[derive(Debug, Clone)]
-pub struct Received {
-    /// Its sequence in the stream.
-    pub sequence: u64,
-    /// When the broker stored it.
-    pub stored: Timestamp,
-    /// The subject that it came on.
-    pub subject: String,
-    /// The exact payload.
-    pub payload: Bytes,
-    /// What is in it, if a node of the fleet, or an operator for the station, has signed it; else the reason why not.
-    pub batch: Result<ReceivedBatch, String>,
-}
-
-/// A batch of which it is proven who reports it.
-#[derive(Debug, Clone)]
-pub struct ReceivedBatch {
-    /// Who reports what to whom.
-    pub head: EventHead,
-    /// The records, each a line of JSON: `{"at": …, "record": {…}}`.
-    pub records: Bytes,
-}
-
-impl ReceivedBatch {
-    fn open(payload: &[u8], encoding: Option<&str>, subject: &str) -> Result<Self, String> {
-        let bytes = unpack(payload, encoding).map_err(|error| error.to_string())?;
-        let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it is no batch of events")?;
-        let (head, rest) = bytes.split_at(end);
-        let head: EventHead =
-            serde_json::from_slice(head).map_err(|error| format!("it is no batch of events: {error}"))?;
-        if head.v != WIRE_VERSION || head.kind != Kind::Event {
-            return Err("it is no batch of events of this version".into());
-        }
-        if Subject::event(head.to.clone(), head.method.clone(), head.domain.clone()).to_string() != subject {
-            return Err("it was made for another subject".into());
-        }
-        Ok(Self { head, records: Bytes::copy_from_slice(rest.get(1..).unwrap_or_default()) })
-    }
-
-    /// The last records, as those of a proven reporter.
-    fn newest(&self, subject: &str, most: usize) -> Newest {
-        let head = &self.head;
-        let count = self.lines().count();
-        let first = count.saturating_sub(most);
-        let last: Vec<&[u8]> = self.lines().skip(first).collect();
-        let read = |(index, line): (usize, &&[u8])| {
-            let record: EventRecord = serde_json::from_slice(line).ok()?;
-            Some(EventLine {
-                subject: subject.to_owned(),
-                from: Some(head.from.clone()),
-                to: head.to.clone(),
-                method: head.method.clone(),
-                domain: head.domain.clone(),
-                at: record.at,
-                id: format!("{}-{}", head.id, first + index),
-                record: record.record,
-            })
-        };
-        Newest { count: count as u64, lines: last.iter().enumerate().filter_map(read).collect() }
-    }
-
-    /// The records, one by one.
-    pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        let (mut begin, ends) = (0, memchr::memchr_iter(b'\n', &self.records).chain([self.records.len()]));
-        let lines =
-            ends.map(move |end| self.records.get(std::mem::replace(&mut begin, end + 1)..end).unwrap_or_default());
-        lines.filter(|line| !line.is_empty())
-    }
-}
-
 /// The newest records of a message, and how many there are in it.
 #[derive(Debug, Clone, Default)]
 pub struct Newest {
@@ -173,6 +96,28 @@ pub struct Newest {
     pub count: u64,
     /// The last of them, in their order.
     pub lines: Vec<EventLine>,
+}
+
+/// The last records of a batch, as those of a proven reporter.
+fn newest(batch: &ReceivedBatch, subject: &str, most: usize) -> Newest {
+    let head = &batch.head;
+    let count = batch.lines().count();
+    let first = count.saturating_sub(most);
+    let last: Vec<&[u8]> = batch.lines().skip(first).collect();
+    let read = |(index, line): (usize, &&[u8])| {
+        let record: EventRecord = serde_json::from_slice(line).ok()?;
+        Some(EventLine {
+            subject: subject.to_owned(),
+            from: Some(head.from.clone()),
+            to: head.to.clone(),
+            method: head.method.clone(),
+            domain: head.domain.clone(),
+            at: record.at,
+            id: format!("{}-{}", head.id, first + index),
+            record: record.record,
+        })
+    };
+    Newest { count: count as u64, lines: last.iter().enumerate().filter_map(read).collect() }
 }
 
 /// Events, one record after the other.
@@ -269,7 +214,7 @@ impl Events {
         let opened = ReceivedBatch::open(&message.payload, message.header(ENCODING_HEADER), &message.subject);
         let newest = match (opened, message.signer()) {
             (Ok(batch), Ok(signer)) if self.speaks_for(&signer, &batch.head.from, message.stored_at).await? => {
-                batch.newest(&message.subject, most)
+                newest(&batch, &message.subject, most)
             }
             _ => {
                 let lines = self.read(&message).await?;
@@ -385,54 +330,14 @@ impl Fleet {
         Ok(self.reading(filter, source, None))
     }
 
-    /// Puts aside what cannot be used: on `<node>.event.deadletter.<domain>` of this context's node, with the reason. It is not
-    /// signed: nobody vouches for it.
-    ///
-    /// # Errors
-    /// [`FleetError`] when the broker does not take it.
-    pub async fn put_aside(&self, received: &Received, reason: &str) -> Result<(), FleetError> {
-        let domain = received.subject.rsplit('.').next().and_then(|domain| Token::domain(domain).ok());
-        let domain = domain.map_or_else(|| DEFAULT_DOMAIN.to_owned(), |domain| domain.to_string());
-        let payload = received.payload.get(..received.payload.len().min(DEAD_LETTER_BYTES_MAX)).unwrap_or_default();
-        let letter = serde_json::json!({
-            "message": reason,
-            "subject": received.subject,
-            "sequence": received.sequence,
-            "stored": received.stored,
-            "payload_base64": BASE64.encode(payload),
-            "payload_bytes": received.payload.len(),
-        });
-        // The same for the same message: told again after a crash, it counts once.
-        let id = format!("dead-{}-{}", received.sequence, received.stored.as_ms());
-        self.tell(DEAD_LETTER, &domain, &id, &letter).await
-    }
-
     /// Tells the fleet's error log what `program`, at this context's node, complains of. It is not signed: nobody vouches for it.
     ///
     /// # Errors
     /// [`FleetError`] when the broker does not take it.
     pub async fn complain(&self, program: &Token, record: Map<String, Value>) -> Result<(), FleetError> {
         let id = clock::message_id().to_string();
-        self.tell(errorlog::METHOD, program.as_str(), &id, &Value::Object(record)).await
-    }
-
-    /// Publishes a record that stands alone, unsigned, on this context's node: as a [CloudEvent](https://github.com/cloudevents/spec)
-    /// in binary mode, so that others can take it without knowing of batches.
-    async fn tell(&self, method: &str, domain: &str, id: &str, record: &Value) -> Result<(), FleetError> {
-        let node = &self.context().node;
-        let headers = Headers::new()
-            .with_id(id)
-            .with("ce-specversion", "1.0")
-            .with("ce-id", id)
-            .with("ce-source", &format!("/steward/nodes/{node}"))
-            .with("ce-type", &format!("steward.event.{method}"))
-            .with("ce-subject", domain)
-            .with("ce-time", &clock::now().to_string())
-            .with("ce-datacontenttype", "application/json");
-        self.bus()
-            .publish(&format!("{node}.event.{method}.{domain}"), headers, Bytes::from(record.to_string()))
-            .await?;
-        Ok(())
+        let (node, record) = (&self.context().node, Value::Object(record));
+        Ok(self.bus().tell_alone(node, errorlog::METHOD, program.as_str(), &id, &record).await?)
     }
 
     /// How many bytes of events the broker has stored.

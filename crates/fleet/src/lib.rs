@@ -34,7 +34,7 @@ pub use connection::{Fleet, TRUST_KEY};
 pub use context::{Context, Home};
 pub use enroll::{Bundle, enroll, enroll_here, init, is_initialized, rotate};
 pub use error::FleetError;
-pub use events::{DEAD_LETTER, EventFilter, EventLine, Events, Newest, Received, ReceivedBatch, Since};
+pub use events::{EventFilter, EventLine, Events, Newest, Since};
 pub use identity::{NatsContext, key_from_command};
 pub use job::{Follow, Gather, JobSummary, JobView, NodeProgress, OutputStream, Update};
 pub use nodes::{FleetView, Node, NodeHistory, Selection, known};

@@ -14,7 +14,7 @@ use message::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::files;
+use receive::files;
 
 /// What a token begins with, so that people and scanners of sources know it.
 const PREFIX: &str = "steward-station-";

@@ -14,11 +14,10 @@ mod alert;
 mod api;
 mod believe;
 mod complain;
+mod config;
 mod discovery;
-mod files;
 mod finish;
 mod freshness;
-mod hand_over;
 mod http;
 mod hub;
 mod lookup;
@@ -27,7 +26,7 @@ mod made_up;
 mod metrics;
 mod page;
 mod process;
-pub mod receive;
+mod receiving;
 mod status;
 mod view;
 mod watch;
@@ -43,6 +42,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc::Receiver;
 use tokio_util::sync::CancellationToken;
 
+pub use config::Config;
 pub use http::HttpTls;
 use status::{About, Shared};
 
@@ -62,7 +62,7 @@ pub struct Options {
     /// Where to write the address that is really listened at; removed at the end.
     pub http_addr_file: Option<PathBuf>,
     /// What it takes from the stream of events, and where that goes; and of what it tells whom.
-    pub config: receive::Config,
+    pub config: Config,
     /// Where the receivers of events keep their places, and the alerts what they remember.
     pub state_dir: PathBuf,
 }
@@ -161,7 +161,7 @@ pub async fn run(
     let mut being_found = tokio::spawn(discovery::keep(fleet.clone(), found, stop.clone()));
     let mut complaining = tokio::spawn(complain::keep(fleet.clone(), complaints, stop.clone()));
     let received = Arc::clone(&shared.received);
-    let mut receiving = tokio::spawn(receive::keep(fleet.clone(), config, state_dir, received, stop.clone()));
+    let mut receiving = tokio::spawn(receiving::keep(fleet.clone(), config.receive, state_dir, received, stop.clone()));
     let site = http::Site::new(shared, Some(fleet.clone()), manner, stop.clone());
     let mut serving = tokio::spawn(http::serve(listener, tls, site, stop.clone()));
     if let Some(path) = &http_addr_file

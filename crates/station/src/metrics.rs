@@ -9,7 +9,7 @@ use message::{Limit, State};
 
 use crate::freshness::Freshness;
 use crate::process::Usage;
-use crate::receive as received;
+use crate::receiving as received;
 use crate::status::{About, Status};
 
 /// What the answer says it is.

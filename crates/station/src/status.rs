@@ -113,7 +113,7 @@ pub(crate) struct Shared {
     status: RwLock<Status>,
     pub(crate) about: About,
     /// How the receivers of events stand.
-    pub(crate) received: Arc<crate::receive::Counts>,
+    pub(crate) received: Arc<crate::receiving::Counts>,
     /// What is told to those who follow.
     pub(crate) hub: Hub,
     /// How the alerts stand.

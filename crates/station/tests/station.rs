@@ -73,7 +73,7 @@ impl World {
             http_names: Vec::new(),
             tokens: self.tokens(),
             http_addr_file: Some(address_file.clone()),
-            config: station::receive::Config::default(),
+            config: station::Config::default(),
             state_dir: std::path::PathBuf::from("/nonexistent"),
         };
         let cancel = CancellationToken::new();
@@ -436,7 +436,7 @@ async fn beyond_loopback_nothing_is_served_without_tls() {
         http_names: Vec::new(),
         tokens: Tokens::at("/nonexistent"),
         http_addr_file: None,
-        config: station::receive::Config::default(),
+        config: station::Config::default(),
         state_dir: std::path::PathBuf::from("/nonexistent"),
     };
     let error = station::run(options, None, CancellationToken::new()).await.unwrap_err();

@@ -199,9 +199,9 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
     let home = context.home();
     let default = home.dir().join("station.toml");
     let config = match &args.config {
-        Some(path) => station::receive::Config::load(path).map_err(Usage::new)?,
-        None if default.is_file() => station::receive::Config::load(&default).map_err(Usage::new)?,
-        None => station::receive::Config::default(),
+        Some(path) => station::Config::load(path).map_err(Usage::new)?,
+        None if default.is_file() => station::Config::load(&default).map_err(Usage::new)?,
+        None => station::Config::default(),
     };
     let options = station::Options {
         config,

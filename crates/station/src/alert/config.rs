@@ -7,7 +7,7 @@ use message::target::glob_matches;
 use message::{Expression, NodeName, Pattern, Selector, units};
 use serde::Deserialize;
 
-use crate::receive::{check_glob, check_url};
+use receive::{check_glob, check_url};
 
 type Wrong = String;
 
@@ -234,7 +234,7 @@ impl When {
 
 #[cfg(test)]
 mod tests {
-    use crate::receive::Config;
+    use crate::config::Config;
 
     fn parse(text: &str) -> Result<Config, String> {
         Config::parse(&format!("[[alert]]\nname=\"a\"\n{text}"))

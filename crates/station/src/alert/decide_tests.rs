@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::receive::Config;
+use crate::config::Config;
 
 const S: i64 = 1_000;
 

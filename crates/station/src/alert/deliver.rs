@@ -9,7 +9,7 @@ use tokio::process::Command;
 
 use super::config::{Format, Rule, Way};
 use super::decide::Notice;
-use crate::hand_over::{Refusal, send};
+use receive::hand_over::{Refusal, send};
 
 /// How long somebody may take to answer, and a program to end.
 const PATIENCE: Duration = Duration::from_secs(30);

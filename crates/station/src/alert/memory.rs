@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::decide::Memory;
-use crate::files;
+use receive::files;
 
 /// Reads it; nothing is remembered if there is none.
 pub(super) fn load(path: &Path) -> Result<Memory, String> {

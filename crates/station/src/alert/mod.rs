@@ -16,8 +16,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fleet::{EventFilter, Fleet, Received, Since};
-use message::Timestamp;
+use fleet::{EventFilter, Fleet, Since};
+use message::{Received, Timestamp};
+use receive::RETRY;
+use receive::hand_over::Refusal;
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -31,8 +33,6 @@ use decide::{Alerts, Memory, Notice, Place, Reported, Standing};
 use deliver::deliver;
 
 use crate::freshness::Freshness;
-use crate::hand_over::Refusal;
-use crate::receive::RETRY;
 use crate::status::Shared;
 
 /// How often the fleet is looked at.
@@ -163,7 +163,7 @@ impl Watch {
             path,
             turns,
             parts: JoinSet::new(),
-            client: crate::hand_over::client()?,
+            client: receive::hand_over::client()?,
             now: Timestamp::default(),
             live_since: None,
             idle_since: None,

@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use fleet::ReceivedBatch;
-use message::Timestamp;
 use message::event::EventHead;
+use message::{ReceivedBatch, Timestamp};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 

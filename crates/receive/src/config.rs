@@ -1,4 +1,4 @@
-//! `station.toml`: what the station takes from the stream of events, and where that goes. Pure.
+//! `[[receive]]` of `station.toml` and `agent.toml`: what is taken from the stream of events, and where that goes. Pure.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,28 +8,18 @@ use message::{NodeName, Pattern, Token, units};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-/// What can be wrong with the file: a sentence.
-pub(crate) type Wrong = String;
-
-/// A configuration of the station.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// What it takes, and where that goes.
-    #[serde(default, deserialize_with = "receivers")]
-    pub(crate) receive: Vec<Receive>,
-    /// Of what somebody is told.
-    #[serde(default, deserialize_with = "crate::alert::rules")]
-    pub(crate) alert: Vec<crate::alert::Rule>,
-}
+/// What can be wrong with a table: a sentence.
+type Wrong = String;
 
 /// One `[[receive]]` table.
 #[derive(Debug, Clone)]
-pub(crate) struct Receive {
+pub struct Receive {
     /// Under what its place is kept: of what it takes and where that goes.
     pub(crate) id: String,
-    pub(crate) method: String,
-    pub(crate) domain: String,
+    /// The method that it takes: a name or a glob.
+    pub method: String,
+    /// The domain, likewise.
+    pub domain: String,
     pub(crate) from: Option<Pattern>,
     pub(crate) format: Format,
     pub(crate) sink: SinkKind,
@@ -124,9 +114,10 @@ const SINKS: &str = "file, command, webhook, loki, otlp or syslog";
 
 /// What a path of a file sink may have in braces.
 const FIELDS: [&str; 4] = ["from", "method", "domain", "date"];
-const KEYS: [&str; 16] = [
+/// What may stand in a table.
+pub const KEYS: [&str; 15] = [
     "receive", "method", "domain", "from", "format", "file", "rotate", "keep", "fsync", "command", "webhook", "loki",
-    "otlp", "syslog", "headers", "json",
+    "otlp", "syslog", "headers",
 ];
 
 impl Written {
@@ -213,7 +204,10 @@ fn syslog(text: &str) -> Result<SyslogSink, Wrong> {
 }
 
 /// Whether a text can choose methods or domains.
-pub(crate) fn check_glob(what: &str, text: &str) -> Result<(), Wrong> {
+///
+/// # Errors
+/// A sentence when it cannot.
+pub fn check_glob(what: &str, text: &str) -> Result<(), Wrong> {
     // What a glob stands for is left out; the rest must be able to stand in a name.
     let literal = text.replace(['*', '?'], "");
     if text.is_empty() || (!literal.is_empty() && Token::domain(literal).is_err()) {
@@ -222,8 +216,11 @@ pub(crate) fn check_glob(what: &str, text: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Whether something can be sent there.
-pub(crate) fn check_url(url: &str) -> Result<(), Wrong> {
+/// Whether something can be sent there over HTTP.
+///
+/// # Errors
+/// A sentence when it cannot.
+pub fn check_url(url: &str) -> Result<(), Wrong> {
     if url.starts_with("http://") || url.starts_with("https://") {
         Ok(())
     } else {
@@ -251,8 +248,11 @@ fn check_path(path: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Every table, or which one is wrong.
-fn receivers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Receive>, D::Error> {
+/// Reads every `[[receive]]` table.
+///
+/// # Errors
+/// A sentence that says which one is wrong.
+pub fn tables<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Receive>, D::Error> {
     let written: Vec<Written> = Vec::deserialize(from)?;
     let understood = written.into_iter().enumerate().map(|(index, receive)| {
         let what = format!("receive {} ({}/{})", index + 1, receive.method, receive.domain);
@@ -265,39 +265,6 @@ fn receivers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Receive>, 
         return Err(serde::de::Error::custom("two [[receive]] tables take the same to the same place"));
     }
     Ok(all)
-}
-
-impl Config {
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong, and where.
-    pub fn load(path: &Path) -> Result<Self, String> {
-        let wrong = |reason: String| format!("{}: {reason}", path.display());
-        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        Self::parse(&text).map_err(wrong)
-    }
-
-    /// Reads the text of a configuration.
-    ///
-    /// # Errors
-    /// A sentence that says what is wrong, and where.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        toml::from_str(text).map_err(|error| explain(&error.to_string()))
-    }
-}
-
-/// Adds the nearest known key to the parser's complaint about an unknown one.
-fn explain(error: &str) -> String {
-    let unknown = error.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next());
-    let nearest = unknown.and_then(|unknown| {
-        let near = |key: &&str| strsim::damerau_levenshtein(key, unknown);
-        KEYS.iter().chain(&crate::alert::KEYS).min_by_key(|key| near(key)).filter(|key| near(key) <= 3)
-    });
-    match nearest {
-        Some(key) => format!("{}\nDid you mean `{key}`?", error.trim_end()),
-        None => error.trim_end().to_owned(),
-    }
 }
 
 impl FileSink {
@@ -324,14 +291,20 @@ impl FileSink {
 }
 
 /// The first and the longest time after which a place that did not take records is tried again.
-pub(crate) const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+pub const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[derive(Debug, Deserialize)]
+    struct Config {
+        #[serde(deserialize_with = "tables")]
+        receive: Vec<Receive>,
+    }
+
     fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(&format!("[[receive]]\n{text}"))
+        toml::from_str(&format!("[[receive]]\n{text}")).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -380,7 +353,7 @@ mod tests {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains(says) && error.contains("receive 1"), "{wrong}: {error}");
         }
-        assert!(parse("fil=\"/x\"").unwrap_err().contains("Did you mean `file`?"));
+        assert!(parse("fil=\"/x\"").unwrap_err().contains("unknown field `fil`"));
         assert!(parse("file=\"/x\"\n[[receive]]\nfile=\"/x\"").unwrap_err().contains("the same place"));
     }
 }

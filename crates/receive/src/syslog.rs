@@ -140,7 +140,7 @@ fn word(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use fleet::ReceivedBatch;
+    use message::ReceivedBatch;
     use message::event::EventHead;
     use message::{Kind, MessageId, NodeName, Timestamp, Token, WIRE_VERSION};
     use tokio::io::AsyncReadExt;

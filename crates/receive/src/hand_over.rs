@@ -4,13 +4,13 @@ use std::io;
 use std::time::Duration;
 
 /// How long somebody may take to answer, where nothing else is said.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How much of an answer that says no is told.
 const ANSWER_CHARS_MAX: usize = 300;
 
 /// Why something did not arrive.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub enum Refusal {
     /// It may work later: a sentence.
     Later(String),
     /// It will never be taken: a sentence.
@@ -24,7 +24,7 @@ impl From<io::Error> for Refusal {
 }
 
 /// Who speaks HTTP.
-pub(crate) fn client() -> Result<reqwest::Client, String> {
+pub fn client() -> Result<reqwest::Client, String> {
     // Another part of the program may have installed it already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder().user_agent(concat!("steward/", env!("CARGO_PKG_VERSION")));
@@ -32,7 +32,7 @@ pub(crate) fn client() -> Result<reqwest::Client, String> {
 }
 
 /// Sends a request to `url` with these further headers; it has arrived when that is answered with success.
-pub(crate) async fn send(
+pub async fn send(
     mut request: reqwest::RequestBuilder,
     url: &str,
     headers: &[(String, String)],

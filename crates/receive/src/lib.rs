@@ -1,87 +1,108 @@
-//! Receivers: what the station takes from the stream of events, and hands on.
+//! Receivers: what a node or a station takes from the stream of events, and hands on.
 //!
 //! Each keeps its own place on disk, and holds it while where its records go does not take them: the others go on. A batch that
 //! its sender has numbered arrives in a file exactly once, elsewhere at least once; what cannot be used is put aside as a dead
-//! letter, with the reason.
+//! letter, with the reason. Who receives says by [`Messages`] where messages come from and what of them is proven, and by
+//! [`Witness`] who wants to know how that goes.
 
 mod config;
+pub mod files;
+pub mod hand_over;
 mod place;
 mod sink;
 mod syslog;
 mod usable;
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fleet::{DEAD_LETTER, EventFilter, Fleet, FleetError, Received};
+use bus::Bus;
 use message::errorlog;
+use message::received::DEAD_LETTER;
 use message::target::glob_matches;
-use tokio::task::JoinSet;
+use message::{NodeName, Received};
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
-use config::Receive;
-pub(crate) use config::{RETRY, check_glob, check_url};
+pub use config::{KEYS, RETRY, Receive, check_glob, check_url, tables};
+use hand_over::Refusal;
 use place::Place;
 use sink::{Load, Sink};
 use usable::Usable;
-
-use crate::hand_over::Refusal;
 
 /// What came is delivered together after so long, or with so many bytes or batches.
 const GATHER: Duration = Duration::from_millis(50);
 const LOAD_BYTES_MAX: usize = 4 << 20;
 const LOAD_BATCHES_MAX: usize = 256;
 
-/// How the receivers stand, for the metrics.
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    /// Records that have arrived where they shall.
-    pub(crate) delivered: AtomicU64,
-    /// Batches that were had before.
-    pub(crate) repeated: AtomicU64,
-    /// Messages that were put aside.
-    pub(crate) dead: AtomicU64,
-    /// Attempts that failed.
-    pub(crate) failures: AtomicU64,
-    /// Receivers that hold their place just now.
-    pub(crate) failing: AtomicU64,
-    /// Why one of them last did: a sentence.
-    pub(crate) last_error: Mutex<Option<String>>,
+/// Messages of the stream of events, one after the other.
+pub trait Messages: Send {
+    /// The next one. Waits for it, and may be cancelled at any time without losing one.
+    ///
+    /// An error is a sentence; then they are opened anew.
+    fn next(&mut self) -> impl Future<Output = Result<Received, String>> + Send;
 }
 
-/// Runs all receivers of a configuration until cancelled.
-pub(crate) async fn keep(fleet: Fleet, config: Config, dir: PathBuf, counts: Arc<Counts>, cancel: CancellationToken) {
-    let mut receivers = JoinSet::new();
-    for receive in config.receive {
-        let place = dir.join(format!("{}.place", receive.id));
-        let (fleet, counts, cancel) = (fleet.clone(), Arc::clone(&counts), cancel.clone());
-        receivers.spawn(async move {
-            let mut receiver = Receiver { fleet, receive, place, counts, is_failing: false };
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => {}
-                () = receiver.run() => {}
-            }
-        });
-    }
-    cancel.cancelled().await;
-    receivers.shutdown().await;
+/// Where messages come from.
+pub trait Origin: Send + Sync + 'static {
+    /// What it opens.
+    type Messages: Messages;
+
+    /// Opens what this node is told under a method and a domain (names or globs; more may come), behind a sequence of the stream.
+    ///
+    /// An error is a sentence; it is tried again.
+    fn open(
+        &self,
+        method: &str,
+        domain: &str,
+        after: u64,
+    ) -> impl Future<Output = Result<Self::Messages, String>> + Send;
 }
 
-struct Receiver {
-    fleet: Fleet,
+/// Who is told how a receiver stands.
+pub trait Witness: Send + Sync + 'static {
+    /// So many records have arrived where they shall.
+    fn delivered(&self, records: u64);
+    /// A batch came that was had before.
+    fn repeated(&self);
+    /// A message was put aside.
+    fn dead(&self);
+    /// An attempt failed: a sentence. `begins` where the one before had not.
+    fn fails(&self, reason: &str, begins: bool);
+    /// It goes on after attempts that failed.
+    fn works(&self);
+}
+
+/// One receiver: takes what a `[[receive]]` table says to where that says.
+pub struct Receiver<O, W> {
+    bus: Bus,
+    node: NodeName,
+    origin: O,
     receive: Receive,
     place: PathBuf,
-    counts: Arc<Counts>,
-    is_failing: bool,
+    witness: Arc<W>,
+    /// Why it holds its place, while it does.
+    failing: Option<String>,
 }
 
-impl Receiver {
-    /// As long as the station runs: whatever goes wrong is told, and tried again.
-    async fn run(&mut self) {
+impl<O: Origin, W: Witness> Receiver<O, W> {
+    /// One of `node`, which keeps its place in `dir`.
+    pub fn new(bus: Bus, node: NodeName, origin: O, receive: Receive, dir: &Path, witness: Arc<W>) -> Self {
+        let place = dir.join(format!("{}.place", receive.id));
+        Self { bus, node, origin, receive, place, witness, failing: None }
+    }
+
+    /// Receives until cancelled.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => {}
+            () = self.go_on() => {}
+        }
+    }
+
+    /// For ever: whatever goes wrong is told, and tried again.
+    async fn go_on(&mut self) {
         let mut wait = RETRY.0;
         loop {
             match self.follow().await {
@@ -96,22 +117,16 @@ impl Receiver {
     }
 
     async fn follow(&mut self) -> Result<(), String> {
-        let said = |error: FleetError| error.to_string();
         let mut place = Place::open(&self.place).map_err(|error| error.to_string())?;
         let mut sink = Sink::new(&self.receive.sink)?;
         sink.mend(&place).map_err(|error| error.to_string())?;
-        place.move_to(self.fleet.epoch().await.map_err(said)?);
-        let filter = EventFilter {
-            method: Some(self.receive.method.clone()),
-            domain: Some(self.receive.domain.clone()),
-            ..EventFilter::told_to(&self.fleet.context().node)
-        };
-        let mut events = self.fleet.receive(&filter, place.sequence).await.map_err(said)?;
+        place.move_to(self.bus.epoch().await.map_err(|error| error.to_string())?);
+        let mut messages = self.origin.open(&self.receive.method, &self.receive.domain, place.sequence).await?;
         self.works();
         loop {
-            let first = events.next_message().await.map_err(said)?;
+            let first = messages.next().await?;
             let mut load = Load { batches: Vec::new(), sequence: place.sequence };
-            let (mut bytes, mut next, mut aside) = (0, first, Vec::new());
+            let (mut bytes, mut next, mut aside) = (0, Some(first), Vec::new());
             let deadline = tokio::time::Instant::now() + GATHER;
             while let Some(received) = next.take() {
                 if received.sequence > load.sequence {
@@ -120,10 +135,7 @@ impl Receiver {
                     self.sort_in(received, &mut place, &mut load, &mut aside);
                 }
                 if bytes < LOAD_BYTES_MAX && load.batches.len() < LOAD_BATCHES_MAX {
-                    next = match tokio::time::timeout_at(deadline, events.next_message()).await {
-                        Ok(next) => next.map_err(said)?,
-                        Err(_) => None,
-                    };
+                    next = tokio::time::timeout_at(deadline, messages.next()).await.ok().transpose()?;
                 }
             }
             // Nothing for this one: not worth a write, and read again after a restart at worst.
@@ -158,7 +170,7 @@ impl Receiver {
             return;
         }
         if place.had(&batch.head.from, batch.head.journal, batch.head.row) {
-            self.counts.repeated.fetch_add(1, Ordering::Relaxed);
+            self.witness.repeated();
             return;
         }
         load.batches.push(batch);
@@ -168,12 +180,12 @@ impl Receiver {
         for (received, reason) in aside {
             tracing::warn!(subject = received.subject, sequence = received.sequence, reason, "an event is put aside");
             let mut wait = RETRY.0;
-            while let Err(error) = self.fleet.put_aside(received, reason).await {
+            while let Err(error) = self.bus.put_aside(&self.node, received, reason).await {
                 self.fails(&error.to_string());
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(RETRY.1);
             }
-            self.counts.dead.fetch_add(1, Ordering::Relaxed);
+            self.witness.dead();
         }
     }
 
@@ -183,7 +195,7 @@ impl Receiver {
         loop {
             match sink.deliver(load, self.receive.format, place).await {
                 Ok(records) => {
-                    self.counts.delivered.fetch_add(records, Ordering::Relaxed);
+                    self.witness.delivered(records);
                     self.works();
                     return;
                 }
@@ -213,31 +225,27 @@ impl Receiver {
                 payload: batch.records.clone(),
                 batch: Err(reason.to_owned()),
             };
-            if self.fleet.put_aside(&letter, reason).await.is_err() {
+            if self.bus.put_aside(&self.node, &letter, reason).await.is_err() {
                 return false;
             }
-            self.counts.dead.fetch_add(1, Ordering::Relaxed);
+            self.witness.dead();
         }
         place.done(load.sequence).is_ok()
     }
 
     fn fails(&mut self, reason: &str) {
-        let mut last = self.counts.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.as_deref() != Some(reason) {
+        let begins = self.failing.is_none();
+        if self.failing.as_deref() != Some(reason) {
             tracing::warn!(reason, receiver = self.receive.id, "a receiver of events holds its place");
-            *last = Some(reason.to_owned());
+            self.failing = Some(reason.to_owned());
         }
-        drop(last);
-        self.counts.failures.fetch_add(1, Ordering::Relaxed);
-        if !std::mem::replace(&mut self.is_failing, true) {
-            self.counts.failing.fetch_add(1, Ordering::Relaxed);
-        }
+        self.witness.fails(reason, begins);
     }
 
     fn works(&mut self) {
-        if std::mem::replace(&mut self.is_failing, false) {
+        if self.failing.take().is_some() {
             tracing::info!(receiver = self.receive.id, "a receiver of events goes on");
-            self.counts.failing.fetch_sub(1, Ordering::Relaxed);
+            self.witness.works();
         }
     }
 }

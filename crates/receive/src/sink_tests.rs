@@ -1,9 +1,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use fleet::ReceivedBatch;
 use message::event::EventHead;
-use message::{Kind, MessageId, NodeName, Token, WIRE_VERSION};
+use message::{Kind, MessageId, NodeName, ReceivedBatch, Token, WIRE_VERSION};
 
 use super::*;
 

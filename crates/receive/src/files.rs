@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// What the system says; the old text is there then.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let staging = beside(path, "new");
     let _ = std::fs::remove_file(&staging); // left behind by one that was killed, if at all
     let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&staging)?;
@@ -24,7 +24,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// `<path>.<end>`
-pub(crate) fn beside(path: &Path, end: &str) -> PathBuf {
+pub fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(".");
     name.push(end);
