@@ -12,6 +12,7 @@ mod client;
 pub mod clock;
 pub mod connect;
 pub mod error;
+pub mod following;
 pub mod keys;
 mod knock;
 pub mod kv;

@@ -2,7 +2,8 @@
 //!
 //! A scan is a short-lived pull consumer held in the broker's memory and deleted afterwards. It is what a node
 //! catches up with, and what answers every question such as `node ls`. A tail is async-nats' ordered consumer,
-//! which notices gaps and starts again behind the last message seen.
+//! which notices gaps and starts again behind the last message seen. `following` is the same for nodes, which may only have a
+//! consumer of their own name.
 
 use std::time::Duration;
 
@@ -21,18 +22,18 @@ use crate::wire::{Message, broker_time};
 /// How many messages are asked for at once; also bounds what waits in memory.
 const BATCH: u64 = 256;
 /// How long the broker keeps an abandoned consumer.
-const INACTIVE_NS: u64 = 30_000_000_000;
+const INACTIVE: Duration = Duration::from_secs(30);
 /// How long a batch may stay silent before the scan gives up.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// In a cluster, a consumer may be there before the servers have told each other of it, and nobody answers for a moment:
 /// so often it is asked again, and so long it is waited in between.
-const ABSENCES_MAX: u32 = 10;
-const ABSENCE: Duration = Duration::from_millis(100);
+pub(crate) const ABSENCES_MAX: u32 = 10;
+pub(crate) const ABSENCE: Duration = Duration::from_millis(100);
 /// The broker's code for a consumer that is there already, with another configuration.
 const CONSUMER_EXISTS: u64 = 10148;
 /// The status of an answer that says that there is nobody to answer.
-const NO_RESPONDERS: u16 = 503;
+pub(crate) const NO_RESPONDERS: u16 = 503;
 
 /// Where reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,98 @@ struct ConsumerInfo {
     num_pending: u64,
     #[serde(default)]
     ts: String,
+}
+
+/// A pull consumer that is to be: in the broker's memory, and forgotten when nobody uses it.
+#[derive(Clone, Copy)]
+pub(crate) struct Consumer<'a> {
+    pub(crate) bus: &'a Bus,
+    pub(crate) stream: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) filters: &'a [String],
+    pub(crate) start: Start,
+    /// How long the broker keeps it when nobody uses it.
+    pub(crate) inactive: Duration,
+}
+
+/// A pull consumer, and where its messages arrive.
+pub(crate) struct Created {
+    pub(crate) inbox: String,
+    pub(crate) subscriber: Subscriber,
+    info: ConsumerInfo,
+}
+
+impl Consumer<'_> {
+    /// Makes it, in the place of one of that name if there is one: that one would go on where it stopped, and what it had delivered
+    /// without anybody taking it would be lost.
+    pub(crate) async fn create_anew(self) -> Result<Created, BusError> {
+        match self.create().await {
+            Err(BusError::Broker { code: CONSUMER_EXISTS, .. }) => {
+                match self
+                    .bus
+                    .api::<Value>(&format!("CONSUMER.DELETE.{}.{}", self.stream, self.name), &Value::Null)
+                    .await
+                {
+                    // That there is none any more is no error.
+                    Ok(_) | Err(BusError::Broker { .. }) => self.create().await,
+                    Err(error) => Err(error),
+                }
+            }
+            created => created,
+        }
+    }
+
+    async fn create(self) -> Result<Created, BusError> {
+        let Self { bus, stream, name, filters, start, inactive } = self;
+        let inbox = bus.client.new_inbox();
+        let subscriber = bus
+            .client
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| BusError::Other { what: "subscribing".into(), reason: error.to_string() })?;
+        let mut config = json!({
+            "name": name,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "mem_storage": true,
+            "num_replicas": 1,
+            "inactive_threshold": u64::try_from(inactive.as_nanos()).unwrap_or(u64::MAX),
+            // With `action`: one of that name whose configuration is another is an error, and this makes each another.
+            "metadata": {"scan": clock::message_id().to_string()},
+        });
+        // One filter goes into the API subject, where a permission can pin it.
+        let call = if let [filter] = filters {
+            config["filter_subject"] = json!(filter);
+            format!("CONSUMER.CREATE.{stream}.{name}.{filter}")
+        } else {
+            config["filter_subjects"] = json!(filters);
+            format!("CONSUMER.CREATE.{stream}.{name}")
+        };
+        if let (Some(config), Value::Object(start)) = (config.as_object_mut(), start.config()) {
+            config.extend(start);
+        }
+        let info: ConsumerInfo =
+            bus.api(&call, &json!({"stream_name": stream, "config": config, "action": "create"})).await?;
+        Ok(Created { inbox, subscriber, info })
+    }
+}
+
+impl Created {
+    fn into_scan(self, of: Consumer<'_>) -> Scan {
+        let Self { inbox, subscriber, info } = self;
+        Scan {
+            bus: of.bus.clone(),
+            stream: of.stream.to_owned(),
+            consumer: of.name.to_owned(),
+            inbox,
+            subscriber,
+            pending: info.num_pending,
+            outstanding: 0,
+            absences: 0,
+            opened_at: broker_time(&info.ts).unwrap_or_default(),
+            deleted: false,
+        }
+    }
 }
 
 /// Reads what a stream holds, then ends.
@@ -112,65 +205,13 @@ impl Scan {
         filters: &[String],
         start: Start,
     ) -> Result<Self, BusError> {
-        match Self::create(bus, stream, name, filters, start).await {
-            Err(BusError::Broker { code: CONSUMER_EXISTS, .. }) => {
-                Self::forget(bus, stream, name).await?;
-                Self::create(bus, stream, name, filters, start).await
-            }
-            created => created,
-        }
+        let consumer = Consumer { bus, stream, name, filters, start, inactive: INACTIVE };
+        consumer.create_anew().await.map(|created| created.into_scan(consumer))
     }
 
     async fn create(bus: &Bus, stream: &str, name: &str, filters: &[String], start: Start) -> Result<Self, BusError> {
-        let inbox = bus.client.new_inbox();
-        let subscriber = bus
-            .client
-            .subscribe(inbox.clone())
-            .await
-            .map_err(|error| BusError::Other { what: "subscribing".into(), reason: error.to_string() })?;
-        let mut config = json!({
-            "name": name,
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "mem_storage": true,
-            "num_replicas": 1,
-            "inactive_threshold": INACTIVE_NS,
-            // With `action`: one of that name whose configuration is another is an error, and this makes each another.
-            "metadata": {"scan": clock::message_id().to_string()},
-        });
-        // One filter goes into the API subject, where a permission can pin it.
-        let call = if let [filter] = filters {
-            config["filter_subject"] = json!(filter);
-            format!("CONSUMER.CREATE.{stream}.{name}.{filter}")
-        } else {
-            config["filter_subjects"] = json!(filters);
-            format!("CONSUMER.CREATE.{stream}.{name}")
-        };
-        if let (Some(config), Value::Object(start)) = (config.as_object_mut(), start.config()) {
-            config.extend(start);
-        }
-        let info: ConsumerInfo =
-            bus.api(&call, &json!({"stream_name": stream, "config": config, "action": "create"})).await?;
-        Ok(Self {
-            bus: bus.clone(),
-            stream: stream.to_owned(),
-            consumer: name.to_owned(),
-            inbox,
-            subscriber,
-            pending: info.num_pending,
-            outstanding: 0,
-            absences: 0,
-            opened_at: broker_time(&info.ts).unwrap_or_default(),
-            deleted: false,
-        })
-    }
-
-    async fn forget(bus: &Bus, stream: &str, name: &str) -> Result<(), BusError> {
-        match bus.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{name}"), &Value::Null).await {
-            // That there is none any more is no error.
-            Ok(_) | Err(BusError::Broker { .. }) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let consumer = Consumer { bus, stream, name, filters, start, inactive: INACTIVE };
+        consumer.create().await.map(|created| created.into_scan(consumer))
     }
 
     /// The broker's time when the scan was opened.
@@ -224,7 +265,7 @@ impl Scan {
                 continue;
             }
             (self.outstanding, self.absences) = (self.outstanding.saturating_sub(1), 0);
-            let (message, pending) = delivered(answer)?;
+            let Delivered { message, pending, .. } = delivered(answer)?;
             self.pending = pending;
             return Ok(Some(message));
         }
@@ -252,7 +293,7 @@ impl Scan {
         if !self.deleted {
             self.deleted = true;
             let subject = format!("{}.CONSUMER.DELETE.{}.{}", self.bus.api_prefix, self.stream, self.consumer);
-            // Best effort: the broker forgets it by itself after INACTIVE_NS.
+            // Best effort: the broker forgets it by itself after INACTIVE.
             let _ = self.bus.client.publish(subject, Bytes::new()).await;
         }
     }
@@ -314,17 +355,26 @@ impl Tail {
     /// [`BusError`] when the tail cannot go on.
     pub async fn next(&mut self) -> Result<Message, BusError> {
         match self.messages.next().await {
-            Some(Ok(message)) => delivered(message.message).map(|(message, _)| message),
+            Some(Ok(message)) => delivered(message.message).map(|delivered| delivered.message),
             Some(Err(error)) => Err(BusError::Other { what: "following".into(), reason: error.to_string() }),
             None => Err(BusError::Disconnected),
         }
     }
 }
 
-/// What the reply subject of a delivered message tells: its sequence, time and what is still pending.
+/// A message as a consumer delivers it.
+pub(crate) struct Delivered {
+    pub(crate) message: Message,
+    /// Its number among all that the consumer has delivered.
+    pub(crate) number: u64,
+    /// How many are still to come.
+    pub(crate) pending: u64,
+}
+
+/// Reads what the reply subject of a delivered message tells: its sequence, number, time and what is still pending.
 /// `$JS.ACK.<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<time>.<pending>`, or the same with
 /// domain and account hash before the stream, and a random token at the end (NATS ADR-15).
-fn delivered(message: async_nats::Message) -> Result<(Message, u64), BusError> {
+pub(crate) fn delivered(message: async_nats::Message) -> Result<Delivered, BusError> {
     let reply = message.reply.as_deref().unwrap_or_default();
     let tokens: Vec<&str> = reply.split('.').collect();
     let at = match tokens.len() {
@@ -333,7 +383,8 @@ fn delivered(message: async_nats::Message) -> Result<(Message, u64), BusError> {
         _ => usize::MAX,
     };
     let number = |offset: usize| tokens.get(at.saturating_add(offset)).and_then(|token| token.parse::<u64>().ok());
-    let (Some(sequence), Some(nanos), Some(pending)) = (number(0), number(2), number(3)) else {
+    let (Some(sequence), Some(counted), Some(nanos), Some(pending)) = (number(0), number(1), number(2), number(3))
+    else {
         return Err(BusError::Unreadable {
             what: "a read".into(),
             reason: format!("the message's reply subject is {reply:?}"),
@@ -347,5 +398,5 @@ fn delivered(message: async_nats::Message) -> Result<(Message, u64), BusError> {
         payload: message.payload,
         headers: message.headers.unwrap_or_default(),
     };
-    Ok((message, pending))
+    Ok(Delivered { message, number: counted, pending })
 }

@@ -156,7 +156,7 @@ async fn answers_aimed_at_foreign_subjects_change_no_stream() {
     ship2.ask("$KV.PRESENCE.ship2", "here").await.unwrap();
     ship1.ask("$KV.PRESENCE.ship1", "from ship1").await.unwrap();
     alice.store("ship1.command.shell.os", "order").await;
-    let create = "core.API.CONSUMER.CREATE.COMMANDS.ship1.ship1.command.>";
+    say_to_itself(&ship1).await;
     let aims = [
         "$KV.PRESENCE.ship2",
         "$KV.FACTS.ship2",
@@ -176,14 +176,23 @@ async fn answers_aimed_at_foreign_subjects_change_no_stream() {
     };
     let before = relevant().await;
     for aim in aims {
-        let consumer = catch_up("ship1", "ship1.command.>", 1).to_string();
-        for (subject, body) in [
-            ("$KV.PRESENCE.ship1", "from ship1".to_owned()),
-            (create, consumer),
-            ("core.API.CONSUMER.MSG.NEXT.COMMANDS.ship1", json!({"batch": 5, "no_wait": true}).to_string()),
-            ("core.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.ship1", String::new()),
-            ("core.API.CONSUMER.DELETE.COMMANDS.ship1", String::new()),
-        ] {
+        let read = |stream: &str, kind: &str| {
+            let mut consumer = catch_up("ship1", &format!("ship1.{kind}.>"), 1);
+            consumer["stream_name"] = json!(stream);
+            [
+                (format!("core.API.CONSUMER.CREATE.{stream}.ship1.ship1.{kind}.>"), consumer.to_string()),
+                (
+                    format!("core.API.CONSUMER.MSG.NEXT.{stream}.ship1"),
+                    json!({"batch": 5, "no_wait": true}).to_string(),
+                ),
+                (format!("core.API.CONSUMER.DELETE.{stream}.ship1"), String::new()),
+            ]
+        };
+        let more = [
+            ("$KV.PRESENCE.ship1".to_owned(), "from ship1".to_owned()),
+            ("core.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.ship1".to_owned(), String::new()),
+        ];
+        for (subject, body) in read("COMMANDS", "command").into_iter().chain(read("EVENTS", "event")).chain(more) {
             ship1.client.publish_with_reply(subject, aim, body.into()).await.unwrap();
         }
         ship1.client.flush().await.unwrap();
@@ -201,6 +210,7 @@ async fn a_pushing_consumer_of_a_node_changes_no_stream() {
     let (alice, ship1, ship2) = (world.operator("alice").await, world.node("ship1").await, world.node("ship2").await);
     let central = world.station("central").await;
     alice.store("ship1.command.shell.os", "order").await;
+    say_to_itself(&ship1).await;
     let _own = ship2.listen("core.KV.NODES.ship2").await;
     let mut heard = alice.listen("ship2.command.shell.os").await;
     let _reply = alice.listen("alice.reply.JOB.ship2").await;
@@ -224,16 +234,71 @@ async fn a_pushing_consumer_of_a_node_changes_no_stream() {
         for reader in [&alice, &central] {
             assert!(!stored || reader.may_not_subscribe(aim).await, "{aim}");
         }
-        let mut push = catch_up("ship1", "ship1.command.>", 1);
-        push["config"]["deliver_subject"] = json!(aim);
-        let create = "core.API.CONSUMER.CREATE.COMMANDS.ship1.ship1.command.>";
-        let answer = ship1.ask_json(create, push.to_string()).await;
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert_eq!(alice.contents().await, before, "a consumer delivering to {aim} filled a stream: {answer}");
-        ship1.ask("core.API.CONSUMER.DELETE.COMMANDS.ship1", "").await;
+        for (stream, kind) in [("COMMANDS", "command"), ("EVENTS", "event")] {
+            let mut push = catch_up("ship1", &format!("ship1.{kind}.>"), 1);
+            push["config"]["deliver_subject"] = json!(aim);
+            push["stream_name"] = json!(stream);
+            let create = format!("core.API.CONSUMER.CREATE.{stream}.ship1.ship1.{kind}.>");
+            let answer = ship1.ask_json(&create, push.to_string()).await;
+            let is_refused = answer["error"]["err_code"] == 10081; // it would form a cycle
+            assert!(is_refused || answer["config"]["deliver_subject"] == aim, "{answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(alice.contents().await, before, "a consumer delivering to {aim} filled a stream: {answer}");
+            ship1.ask(&format!("core.API.CONSUMER.DELETE.{stream}.ship1"), "").await;
+        }
     }
     // What a node can do is to show its own order to those who listen live. It is not as one that was stored there.
     assert_eq!(header(&next(&mut heard).await.unwrap(), "Nats-Sequence"), "");
+    // An event that it made up may look so, but for the signature: who listens live believes no header.
+    assert_eq!(header(&next(&mut heard).await.unwrap(), "Nats-Sequence"), "1000000");
+}
+
+/// Stores an event for itself, with all headers of one who would like to be taken for the broker.
+async fn say_to_itself(node: &world::Party) {
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        ("Nats-Stream", "COMMANDS"),
+        ("Nats-Subject", "ship2.command.shell.os"),
+        ("Nats-Sequence", "1000000"),
+        ("Nats-Last-Sequence", "0"),
+        ("KV-Operation", "PURGE"),
+    ] {
+        headers.insert(name, value);
+    }
+    let answer = node.ask_with("ship1.event.m.d", headers, "made up").await.unwrap();
+    assert!(String::from_utf8_lossy(&answer.payload).contains("EVENTS"));
+}
+
+#[tokio::test]
+async fn a_node_reads_what_it_is_told_and_nothing_else() {
+    let world = World::start().await;
+    let (ship1, ship2) = (world.node("ship1").await, world.node("ship2").await);
+    ship2.ask("ship1.event.m.d", "for ship1").await.unwrap();
+    ship2.ask("central.event.m.d", "for the station").await.unwrap();
+    let consumer = |name: &str, filter: &str| {
+        let mut consumer = catch_up(name, filter, 1);
+        consumer["stream_name"] = json!("EVENTS");
+        consumer.to_string()
+    };
+    let create = "core.API.CONSUMER.CREATE.EVENTS.ship1.ship1.event.>";
+    let answer = ship1.ask_json(create, consumer("ship1", "ship1.event.>")).await;
+    assert_eq!(answer["num_pending"], 1, "{answer}");
+    // The filter in the subject is the one that counts, whatever the body says.
+    let answer = ship1.ask_json(create, consumer("ship1", "central.event.>")).await;
+    assert!(answer["error"].is_object(), "{answer}");
+    for subject in [
+        "core.API.CONSUMER.CREATE.EVENTS.ship1.central.event.>",
+        "core.API.CONSUMER.CREATE.EVENTS.ship2.ship1.event.>",
+        "core.API.CONSUMER.CREATE.EVENTS.ship1",
+        "core.API.CONSUMER.CREATE.EVENTS",
+        "core.API.CONSUMER.DURABLE.CREATE.EVENTS.ship1",
+        "core.API.CONSUMER.MSG.NEXT.EVENTS.ship2",
+        "core.API.CONSUMER.DELETE.EVENTS.ship2",
+        "core.API.DIRECT.GET.EVENTS.central.event.m.d",
+        "core.API.STREAM.MSG.GET.EVENTS",
+    ] {
+        assert!(ship1.may_not_publish(subject).await, "{subject}");
+    }
 }
 
 #[tokio::test]

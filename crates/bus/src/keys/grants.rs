@@ -37,7 +37,7 @@ const READABLE: [(&str, &str); 9] = [
 const RECEIPT: &str = "$KV.USERS.taken.{{subject()}}";
 
 /// What a node may publish (in EDGE). Checked after mapping, hence `in.…`.
-const NODE_PUBLISHES: [&str; 11] = [
+const NODE_PUBLISHES: [&str; 14] = [
     "in.*.event.*.*",
     "in.*.reply.*.{{name()}}",
     "in.*.output.*.{{name()}}",
@@ -48,6 +48,10 @@ const NODE_PUBLISHES: [&str; 11] = [
     "core.API.CONSUMER.CREATE.COMMANDS.{{name()}}.{{name()}}.command.>",
     "core.API.CONSUMER.MSG.NEXT.COMMANDS.{{name()}}",
     "core.API.CONSUMER.DELETE.COMMANDS.{{name()}}",
+    // What it is told, where it has receivers.
+    "core.API.CONSUMER.CREATE.EVENTS.{{name()}}.{{name()}}.event.>",
+    "core.API.CONSUMER.MSG.NEXT.EVENTS.{{name()}}",
+    "core.API.CONSUMER.DELETE.EVENTS.{{name()}}",
     "in.{{name()}}.audit.{{subject()}}.*",
 ];
 
@@ -262,9 +266,11 @@ fn doors() -> Vec<Door> {
         ["$KV.PRESENCE.*", "$KV.FACTS.*", "$KV.HISTORY.*", "$KV.USERS.taken.*"]
             .map(|subject| Door::service(subject, subject)),
     );
-    doors.push(Door::api("CONSUMER.CREATE.COMMANDS.>"));
-    doors.push(Door::api("CONSUMER.MSG.NEXT.COMMANDS.*").with_many_answers());
-    doors.push(Door::api("CONSUMER.DELETE.COMMANDS.*"));
+    for stream in ["COMMANDS", "EVENTS"] {
+        doors.push(Door::api(&format!("CONSUMER.CREATE.{stream}.>")));
+        doors.push(Door::api(&format!("CONSUMER.MSG.NEXT.{stream}.*")).with_many_answers());
+        doors.push(Door::api(&format!("CONSUMER.DELETE.{stream}.*")));
+    }
     doors.extend(READABLE.iter().map(|(stream, _)| Door::api(&format!("DIRECT.GET.{stream}.>"))));
     doors.extend(["*.command.*.*", "core.KV.NODES.*", "core.KV.POLICY.*", "core.KV.USERS.*"].map(Door::stream));
     doors
