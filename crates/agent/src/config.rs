@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bus::following::Pace;
 use journal::Lane;
 use message::policy::Glob;
 use message::{NodeName, Token, units};
+use receive::Receive;
 use regex_lite::Regex;
 use serde::Deserialize;
 
@@ -70,6 +72,9 @@ pub struct Config {
     /// What it reports.
     #[serde(default, deserialize_with = "sources")]
     pub event: Vec<EventSource>,
+    /// What it takes of what others report to it, and where that goes.
+    #[serde(default, deserialize_with = "receive::tables")]
+    pub receive: Vec<Receive>,
 }
 
 /// What a link is like.
@@ -108,6 +113,15 @@ impl Link {
         match self {
             Self::Normal | Self::Slow => None,
             Self::Metered => Some(256 * 1024),
+        }
+    }
+
+    /// How often the broker is asked for what this node is told, while nothing comes: a question costs some 300 bytes.
+    pub const fn pace(self) -> Pace {
+        match self {
+            Self::Normal => Pace { wait: Duration::from_secs(60), rest: Duration::ZERO },
+            Self::Slow => Pace { wait: Duration::from_secs(100), rest: Duration::ZERO },
+            Self::Metered => Pace { wait: Duration::ZERO, rest: Duration::from_secs(10 * 60) },
         }
     }
 
@@ -402,7 +416,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "name",
     "life_sign",
     "link",
@@ -413,6 +427,7 @@ const KEYS: [&str; 30] = [
     "budget",
     "error_log",
     "event",
+    "receive",
     "method",
     "domain",
     "to",
@@ -464,7 +479,7 @@ fn explain(error: &str) -> String {
     let Some(unknown) = error.split("unknown field `").nth(1).and_then(|rest| rest.split('`').next()) else {
         return error.trim_end().to_owned();
     };
-    let nearest = KEYS.into_iter().min_by_key(|key| strsim::damerau_levenshtein(key, unknown));
+    let nearest = KEYS.into_iter().chain(receive::KEYS).min_by_key(|key| strsim::damerau_levenshtein(key, unknown));
     match nearest {
         Some(key) if strsim::damerau_levenshtein(key, unknown) <= 3 => {
             format!("{}\nDid you mean `{key}`?", error.trim_end())

@@ -30,6 +30,7 @@ mod past;
 mod policy;
 mod presence;
 mod process;
+mod receiving;
 mod renewal;
 mod report;
 mod rest;

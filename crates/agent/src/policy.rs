@@ -107,6 +107,8 @@ fn is_shell(command: &Command) -> bool {
 struct InForce {
     policy: Option<Policy>,
     record: Option<NodeRecord>,
+    /// That record as an operator has sealed it.
+    sealed: Option<Arc<str>>,
 }
 
 /// The gate that every order has to pass.
@@ -156,8 +158,10 @@ impl Gate {
         };
         let record = read(&dir.join(RECORD_FILE))?.and_then(|text| {
             let sealed: SealedDocument = serde_json::from_str(&text).ok()?;
-            believe(sealed.open(&sealed.seal.key).ok()?.as_bytes(), &me).ok()
+            let record = believe(sealed.open(&sealed.seal.key).ok()?.as_bytes(), &me).ok()?;
+            Some((record, Arc::from(serde_json::to_string(&sealed).ok()?)))
         });
+        let (record, sealed) = record.unzip();
         let own_user = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).ok().flatten().map(|user| user.name);
         let version = policy.as_ref().map_or(0, |policy| policy.version);
         Ok(Self {
@@ -167,7 +171,7 @@ impl Gate {
             counters,
             narrowing,
             own_user,
-            current: RwLock::new(Arc::new(InForce { policy, record })),
+            current: RwLock::new(Arc::new(InForce { policy, record, sealed })),
             complaint: watch::channel(None).0,
             version: watch::channel(version).0,
         })
@@ -175,6 +179,11 @@ impl Gate {
 
     fn current(&self) -> Arc<InForce> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What this node shows to receivers that cannot look it up: its record as an operator has sealed it.
+    pub(crate) fn introduction(&self) -> Option<Arc<str>> {
+        self.current().sealed.clone()
     }
 
     /// The version in force; 0 for none. Moves when it changes.
@@ -296,7 +305,11 @@ impl Gate {
         keep(self.dir.join(POLICY_FILE), text, FILE_MODE).await.map_err(|error| {
             format!("version {version} of the policy cannot be kept: {error}; version {in_force} stays in force here")
         })?;
-        self.change(|current| InForce { policy: Some(policy), record: current.record.clone() });
+        self.change(|current| InForce {
+            policy: Some(policy),
+            record: current.record.clone(),
+            sealed: current.sealed.clone(),
+        });
         self.version.send_replace(version);
         tracing::info!(version, "a policy is in force");
         Ok(())
@@ -333,15 +346,20 @@ impl Gate {
         let (Ok(document), Some(seal)) = (String::from_utf8(offered.payload.to_vec()), seal_of(offered)) else {
             return;
         };
-        match serde_json::to_string(&SealedDocument { document, seal }) {
+        let sealed = match serde_json::to_string(&SealedDocument { document, seal }) {
             Ok(text) => {
+                let sealed = Arc::from(text.as_str());
                 if let Err(error) = keep(self.dir.join(RECORD_FILE), text, FILE_MODE).await {
                     tracing::warn!(%error, "this node's record cannot be kept; it is read again at the next start");
                 }
+                Some(sealed)
             }
-            Err(error) => tracing::error!(%error, "this node's record cannot be written"),
-        }
-        self.change(|current| InForce { policy: current.policy.clone(), record: Some(record) });
+            Err(error) => {
+                tracing::error!(%error, "this node's record cannot be written");
+                None
+            }
+        };
+        self.change(|current| InForce { policy: current.policy.clone(), record: Some(record), sealed });
         // Labels decide as well.
         self.version.send_modify(|_| {});
     }

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use bus::following::Pace;
 use bus::{Bus, Credentials, clock};
 use journal::{Entry, Journal, JournalError, Opened, Write};
 use message::{Addressee, Complaint, InstanceId, PublicKey, State, Trust};
+use receive::Receive;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -30,6 +32,7 @@ use crate::past::{HeardFloor, Past};
 use crate::policy::{Gate, Narrowing};
 use crate::presence::Presence;
 use crate::process::{Processes, Task};
+use crate::receiving::{self, Told};
 use crate::renewal::Tokens;
 use crate::rest::{self, GiveBack, Rest};
 use crate::source::{self, Keep, Source};
@@ -129,6 +132,8 @@ pub async fn run(
         interval,
         events: config.event,
         budget: config.budget.or(link.budget()),
+        receive: config.receive,
+        pace: link.pace(),
         complaints: complaints.map(|complaints| (complaints, link.complaints())),
         give_back: rest::give_back,
         tokens: Some(tokens),
@@ -155,6 +160,9 @@ pub(crate) struct Ground {
     pub(crate) events: Vec<EventSource>,
     /// So many bytes of them may leave in an hour.
     pub(crate) budget: Option<u64>,
+    /// What it takes of what it is told, and how often it asks for that.
+    pub(crate) receive: Vec<Receive>,
+    pub(crate) pace: Pace,
     /// What this program complains of itself, and how far apart such are told when there are too many.
     pub(crate) complaints: Option<(Receiver<Complaint>, Duration)>,
     /// What an agent does with its memory when it has nothing to do.
@@ -186,6 +194,8 @@ pub(crate) async fn live(
         interval,
         events,
         budget,
+        receive,
+        pace,
         complaints,
         give_back,
         tokens,
@@ -284,11 +294,27 @@ pub(crate) async fn live(
         });
     }
     {
-        let (bus, identity, stop) = (bus.clone(), Arc::clone(&identity), stop.clone());
+        let (bus, stop) = (bus.clone(), stop.clone());
+        let who = (Arc::clone(&identity), Arc::clone(&gate));
         tasks.spawn(async move {
-            source::publish(bus, keep, identity, budget, stop).await;
+            source::publish(bus, keep, who, budget, stop).await;
             ("publish events", Ok(()))
         });
+    }
+    if !receive.is_empty() {
+        let told = Told::new(&identity.me, &receive, pace);
+        let receiving = receiving::start(bus.clone(), told, receive, Arc::clone(&trusted), &state_dir, &stop);
+        for status in receiving.statuses {
+            processes.add_source(status);
+        }
+        for task in receiving.tasks {
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                task.await;
+                stop.cancelled().await;
+                ("receive events", Ok(()))
+            });
+        }
     }
     {
         let (outbox, stop, halts) = (Arc::clone(&outbox), stop.clone(), (cloned_seen.clone(), doubt.hear()));

@@ -17,6 +17,10 @@ use crate::wire::Message;
 
 /// How many messages are asked for at once; also bounds what waits in memory.
 const BATCH: u64 = 64;
+/// And how many bytes: more than the largest message has.
+const BATCH_BYTES: u64 = 2 << 20;
+/// The status of an answer that says that no more may be sent, for one of many reasons.
+const CONFLICT: u16 = 409;
 /// How much longer than it was asked to wait the broker may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How much longer than its user may be silent the broker keeps a consumer.
@@ -139,6 +143,8 @@ impl Following {
                         self.rests_until = Some(Instant::now() + self.pace.rest);
                     }
                 }
+                // Enough bytes have come. Where the reason was another, the next question tells.
+                CONFLICT if self.is_fruitful => {}
                 NO_RESPONDERS if self.absences < ABSENCES_MAX => {
                     self.absences += 1;
                     self.rests_until = Some(Instant::now() + ABSENCE);
@@ -159,9 +165,9 @@ impl Following {
     async fn ask(&mut self) -> Result<(), BusError> {
         let subject = format!("{}.CONSUMER.MSG.NEXT.{}.{}", self.bus.api_prefix, self.stream, self.consumer);
         let body = if self.pace.wait.is_zero() {
-            json!({"batch": BATCH, "no_wait": true})
+            json!({"batch": BATCH, "max_bytes": BATCH_BYTES, "no_wait": true})
         } else {
-            json!({"batch": BATCH, "expires": u64::try_from(self.pace.wait.as_nanos()).unwrap_or(u64::MAX)})
+            json!({"batch": BATCH, "max_bytes": BATCH_BYTES, "expires": u64::try_from(self.pace.wait.as_nanos()).unwrap_or(u64::MAX)})
         };
         self.bus
             .client

@@ -73,6 +73,9 @@ pub struct EventError {
     reason: String,
 }
 
+/// The header in which a node introduces itself to a receiver that cannot look it up: its record as an operator has signed it, a
+/// [`SealedDocument`](crate::sign::SealedDocument) as JSON. See [`NodeRecord::introduced`](crate::NodeRecord::introduced).
+pub const INTRODUCTION_HEADER: &str = "Steward-Introduction";
 /// The header that tells how a batch is compressed. Without it, it is not.
 pub const ENCODING_HEADER: &str = "Steward-Encoding";
 /// The one compression that there is: a frame of Zstandard (RFC 8878).

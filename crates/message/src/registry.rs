@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::WIRE_VERSION;
 use crate::id::InstanceId;
 use crate::name::NodeName;
-use crate::sign::PublicKey;
+use crate::sign::{PublicKey, SealedDocument};
 use crate::time::Timestamp;
+use crate::trust::Trust;
 
 /// After how many of its own intervals without a sign of life a node counts as offline.
 pub const INTERVALS_UNTIL_OFFLINE: u32 = 3;
@@ -52,6 +54,33 @@ impl NodeRecord {
         let at = self.silenced(key)?;
         let what = if self.key == *key { "revoked" } else { "given another key" };
         Some(format!("{} was {what} at {at}, before its answer was known: whether it was run is not known", self.name))
+    }
+}
+
+/// The longest introduction that is read.
+const INTRODUCTION_BYTES_MAX: usize = 64 * 1024;
+
+impl NodeRecord {
+    /// The record in an introduction, if an operator of `trust` has signed it.
+    ///
+    /// # Errors
+    /// A sentence that says why it is not believed.
+    pub fn introduced(text: &str, trust: &Trust) -> Result<Self, String> {
+        let wrong = |reason: String| format!("the introduction of its sender is not believed: {reason}");
+        if text.len() > INTRODUCTION_BYTES_MAX {
+            return Err(wrong(format!("it has {} bytes", text.len())));
+        }
+        let sealed: SealedDocument = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let signer = &sealed.seal.key;
+        if trust.operator(signer).is_none() {
+            return Err(wrong(format!("its signer {signer} is no operator of this fleet")));
+        }
+        let document = sealed.open(signer).map_err(|error| wrong(error.to_string()))?;
+        let record: Self = serde_json::from_str(document).map_err(|error| wrong(error.to_string()))?;
+        if record.v != WIRE_VERSION {
+            return Err(wrong(format!("it is of version {}", record.v)));
+        }
+        Ok(record)
     }
 }
 

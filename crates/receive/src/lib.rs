@@ -37,10 +37,11 @@ const LOAD_BATCHES_MAX: usize = 256;
 
 /// Messages of the stream of events, one after the other.
 pub trait Messages: Send {
-    /// The next one. Waits for it, and may be cancelled at any time without losing one.
+    /// The next one. Waits for it, and may be cancelled at any time without losing one. `None`: they have to be opened anew, though
+    /// nothing is wrong.
     ///
-    /// An error is a sentence; then they are opened anew.
-    fn next(&mut self) -> impl Future<Output = Result<Received, String>> + Send;
+    /// An error is a sentence; then they are opened anew after a while.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Received>, String>> + Send;
 }
 
 /// Where messages come from.
@@ -124,7 +125,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
         let mut messages = self.origin.open(&self.receive.method, &self.receive.domain, place.sequence).await?;
         self.works();
         loop {
-            let first = messages.next().await?;
+            let Some(first) = messages.next().await? else { return Ok(()) };
             let mut load = Load { batches: Vec::new(), sequence: place.sequence };
             let (mut bytes, mut next, mut aside) = (0, Some(first), Vec::new());
             let deadline = tokio::time::Instant::now() + GATHER;
@@ -135,7 +136,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
                     self.sort_in(received, &mut place, &mut load, &mut aside);
                 }
                 if bytes < LOAD_BYTES_MAX && load.batches.len() < LOAD_BATCHES_MAX {
-                    next = tokio::time::timeout_at(deadline, messages.next()).await.ok().transpose()?;
+                    next = tokio::time::timeout_at(deadline, messages.next()).await.ok().transpose()?.flatten();
                 }
             }
             // Nothing for this one: not worth a write, and read again after a restart at worst.

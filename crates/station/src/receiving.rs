@@ -72,9 +72,8 @@ impl Origin for Told {
 struct Coming(Events);
 
 impl Messages for Coming {
-    async fn next(&mut self) -> Result<Received, String> {
-        let next = self.0.next_message().await.map_err(|error| error.to_string())?;
-        next.ok_or_else(|| "the stream of events has ended".to_owned())
+    async fn next(&mut self) -> Result<Option<Received>, String> {
+        self.0.next_message().await.map_err(|error| error.to_string())
     }
 }
 

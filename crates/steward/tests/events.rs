@@ -165,6 +165,95 @@ fn every_line_arrives_once_and_in_order_whatever_is_killed() {
     assert!(metrics.contains("\nsteward_receivers_failing 0\n"), "{metrics}");
 }
 
+#[test]
+fn a_node_receives_what_others_report_to_it_whatever_is_killed() {
+    let mut world = World::up();
+    let out = tempfile::tempdir().unwrap();
+    let logs = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    // The place where the second receiver's shall go is not there yet: it holds its place, and the first goes on.
+    std::fs::write(at("late"), "in the way").unwrap();
+    let config = format!(
+        "[[receive]]\nmethod = \"syslogforwarding\"\nfrom = \"ship1\"\nfile = \"{0}/{{from}}.log\"\n\
+         [[receive]]\nfile = \"{0}/late/{{from}}-{{domain}}.log\"\n",
+        out.path().display()
+    );
+    std::fs::write(world.path("ship2.toml"), config).unwrap();
+    let receiver = world.path("ship2.toml").to_str().unwrap().to_owned();
+    let mut writer = Writer::new(logs.path().join("log"), 11);
+    let sender = followed(&world, "ship1", &format!("to = \"ship2\"\nfile = {:?}", writer.path));
+    world.agent("ship1", &["--config", &sender]);
+    world.agent("ship2", &["--config", &receiver]);
+    for round in 0..9_u64 {
+        writer.write(700);
+        match round {
+            1 | 6 => {
+                world.end_agent("ship2", 9);
+                writer.write(300);
+                world.start_agent("ship2", &["--config", &receiver]);
+            }
+            2 => send(world.broker_pid(), 9),
+            4 => {
+                world.end_agent("ship1", 9);
+                writer.rotate();
+                world.start_agent("ship1", &["--config", &sender]);
+            }
+            // More than is kept at hand for who lags behind.
+            3 => (0..80).for_each(|n| {
+                world.json(0, &["event", "emit", "log/many", "--to", "ship2", "--message", &n.to_string()]);
+            }),
+            5 => std::fs::remove_file(at("late")).unwrap(),
+            7 => {
+                world.json(0, &["event", "emit", "log/word", "--to", "ship2", "--message", "of an operator"]);
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(100 * writer.random.below(5)));
+    }
+    let count = usize::try_from(writer.next).unwrap();
+    for arrived in [at("ship1.log"), at("late/ship1-nginx.log")] {
+        eventually("all lines arrive", || lines(&arrived).len() >= count);
+    }
+    eventually("the operator's word arrives", || lines(&at("late/central-word.log")) == ["of an operator"]);
+    assert_eq!(lines(&at("late/central-many.log")), (0..80).map(|n| n.to_string()).collect::<Vec<_>>());
+    std::thread::sleep(Duration::from_millis(500)); // what would come twice
+    for arrived in [at("ship1.log"), at("late/ship1-nginx.log")] {
+        let numbers: Vec<u64> =
+            lines(&arrived).iter().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(numbers, (0..writer.next).collect::<Vec<_>>(), "{}", arrived.display());
+    }
+    assert!(!at("central.log").exists(), "the first receiver takes what ship1 reports and nothing else");
+    let shown = world.json(0, &["ps", "ship2"]);
+    let receivers: Vec<&Value> = shown
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|process| process["subject"].as_str().unwrap().starts_with("ship2.event."))
+        .collect();
+    assert_eq!(receivers.len(), 2, "{shown}");
+    assert!(receivers.iter().all(|receiver| receiver["state"] == "receiving" && receiver["failed"] == 0), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_node_cannot_use_of_what_it_is_told_is_put_aside() {
+    let mut world = World::up();
+    let out = tempfile::tempdir().unwrap();
+    let config = format!("[[receive]]\nfile = \"{}/{{from}}.log\"\n", out.path().display());
+    std::fs::write(world.path("ship2.toml"), config).unwrap();
+    world.agent("ship2", &["--config", world.path("ship2.toml").to_str().unwrap()]);
+    let bus = world.operator_bus().await;
+    bus.publish("ship2.event.log.x", bus::Headers::new(), "not signed".into()).await.unwrap();
+    eventually("it is put aside", || {
+        let letters = world.steward(&["event", "ls", "--to", "ship2", "--method", "deadletter", "-o", "ndjson"]);
+        String::from_utf8(letters.stdout).unwrap().contains("bm90IHNpZ25lZA==")
+    });
+    eventually("the node says so", || {
+        let shown = world.json(0, &["ps", "ship2"]);
+        shown.as_array().unwrap().iter().any(|process| process["failed"] == 1)
+    });
+    assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
+}
+
 /// Records that `event ls` shows about a domain.
 fn told(world: &World, domain: &str) -> Vec<Value> {
     let output = world.steward(&["event", "ls", "--domain", domain, "-o", "ndjson"]);

@@ -684,6 +684,8 @@ impl World {
                 interval,
                 events: Vec::new(),
                 budget: None,
+                receive: Vec::new(),
+                pace: crate::config::Link::Normal.pace(),
                 complaints: None,
                 give_back: || Ok(0),
                 tokens: None,

@@ -23,13 +23,14 @@ use std::time::{Duration, Instant};
 use bus::{Bus, Headers, clock};
 use bytes::Bytes;
 use journal::{EventRow, Lane, Write};
-use message::event::ENCODING_HEADER;
+use message::event::{ENCODING_HEADER, INTRODUCTION_HEADER};
 use message::method::ProcessStatus;
 use message::{NameError, Seal, Subject, Token, errorlog};
 use regex_lite::Regex;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, EventSource, Shape, SourceKind};
+use crate::policy::Gate;
 use crate::run::Identity;
 use budget::{Budget, Choice};
 use keep::Records;
@@ -157,7 +158,7 @@ async fn wait(cancel: &CancellationToken, duration: Duration) -> bool {
 pub(crate) async fn publish(
     bus: Bus,
     keep: Arc<Keep>,
-    identity: Arc<Identity>,
+    (identity, gate): (Arc<Identity>, Arc<Gate>),
     budget: Option<u64>,
     cancel: CancellationToken,
 ) {
@@ -165,7 +166,9 @@ pub(crate) async fn publish(
     let (mut budget, began, mut retry) = (Budget::new(budget), Instant::now(), RETRY_FIRST);
     while !cancel.is_cancelled() {
         let now_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let waiting = queues.iter_mut().filter_map(|queue| Some((queue.lane, queue.first(&keep)?.payload.len())));
+        let introduction = gate.introduction();
+        let bytes = |row: &EventRow| row.payload.len() + shown(introduction.as_deref(), row).map_or(0, str::len);
+        let waiting = queues.iter_mut().filter_map(|queue| Some((queue.lane, bytes(queue.first(&keep)?))));
         let (lane, pause) = match budget.choose(waiting, now_ms) {
             Choice::Go(lane) => (Some(lane), RETRY_MAX),
             Choice::Wait { ms } => (None, RETRY_MAX.min(Duration::from_millis(ms))),
@@ -182,10 +185,10 @@ pub(crate) async fn publish(
             }
             continue;
         };
-        match publish_row(&bus, &identity, &row).await {
+        match publish_row(&bus, &identity, shown(introduction.as_deref(), &row), &row).await {
             Ok(()) => {
                 retry = RETRY_FIRST;
-                budget.spend(row.payload.len());
+                budget.spend(bytes(&row));
                 keep.journal().commit_lazily(Write::EventSent { row: row.row }).await;
                 keep.sent(queue.lane);
             }
@@ -230,11 +233,20 @@ impl Queue {
     }
 }
 
-async fn publish_row(bus: &Bus, identity: &Identity, row: &EventRow) -> Result<(), String> {
+/// What goes with a batch so that its receiver knows this node. A station looks it up; any other receiver may not.
+fn shown<'a>(introduction: Option<&'a str>, row: &EventRow) -> Option<&'a str> {
+    let to = row.subject.split('.').next();
+    introduction.filter(|_| to != Some(config::central().as_str()))
+}
+
+async fn publish_row(bus: &Bus, identity: &Identity, shown: Option<&str>, row: &EventRow) -> Result<(), String> {
     let seal = Seal::over(&row.payload, &identity.pair).map_err(|error| error.to_string())?;
     let mut headers = Headers::from(row.id).sealed(&seal);
     if let Some(encoding) = &row.encoding {
         headers = headers.with(ENCODING_HEADER, encoding);
+    }
+    if let Some(introduction) = shown {
+        headers = headers.with(INTRODUCTION_HEADER, introduction);
     }
     let payload = Bytes::copy_from_slice(&row.payload);
     bus.publish(&row.subject, headers, payload).await.map(|_| ()).map_err(|error| error.to_string())
