@@ -13,7 +13,7 @@ use regex_lite::Regex;
 use serde::Deserialize;
 
 use crate::http;
-use crate::source::Address;
+use crate::source::{Address, Certificates, Told};
 
 /// What can be wrong with a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -176,6 +176,58 @@ pub(crate) enum SourceKind {
     Command(Program),
     /// `http`
     Http(Scrape),
+    /// `journald`
+    Journald(Journald),
+}
+
+/// `journald = { units = ["nginx.service"], priority = "warning" }`: the systemd journal, or what is wanted of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Journald {
+    /// Only what one of these units says.
+    #[serde(default)]
+    pub(crate) units: Vec<String>,
+    /// Only what calls itself by one of these (`SYSLOG_IDENTIFIER`).
+    #[serde(default)]
+    pub(crate) identifiers: Vec<String>,
+    /// Only what is at least so severe.
+    pub(crate) priority: Option<String>,
+    /// Where the journal is, if not where journald keeps it.
+    pub(crate) directory: Option<PathBuf>,
+}
+
+impl Journald {
+    fn check(&self) -> Result<(), String> {
+        let is_known = |word: &String| message::syslog::SEVERITIES.contains(&word.as_str());
+        if self.priority.as_ref().is_some_and(|word| !is_known(word)) {
+            return Err(format!("journald.priority is one of {}", message::syslog::SEVERITIES.join(", ")));
+        }
+        if self.units.iter().chain(&self.identifiers).any(|word| word.is_empty() || word.contains('\0')) {
+            return Err("a name in journald.units or journald.identifiers is empty".into());
+        }
+        if self.directory.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return Err("journald.directory is not an absolute path".into());
+        }
+        Ok(())
+    }
+
+    /// What is wanted, as arguments of `journalctl`.
+    pub(crate) fn matches(&self) -> Vec<String> {
+        let named = |flag: &'static str, names: &[String]| {
+            names.iter().map(|name| format!("--{flag}={name}")).collect::<Vec<_>>()
+        };
+        let mut matches = named("unit", &self.units);
+        matches.extend(named("identifier", &self.identifiers));
+        matches.extend(self.priority.iter().map(|word| format!("--priority={word}")));
+        matches
+    }
+
+    /// Under what its place is kept: of what is read, and of whom it is told to.
+    pub(crate) fn name(&self, told: &Told) -> String {
+        let Told { to, method, domain, .. } = told;
+        let directory = self.directory.as_deref().unwrap_or(Path::new("")).display();
+        format!("journald {to} {method} {domain} {directory} {}", self.matches().join(" "))
+    }
 }
 
 /// Which files are followed.
@@ -253,6 +305,10 @@ struct WrittenSource {
     socket: Option<PathBuf>,
     command: Option<Program>,
     http: Option<Scrape>,
+    journald: Option<Journald>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_ca: Option<PathBuf>,
     multiline: Option<String>,
     #[serde(default)]
     keep: Vec<String>,
@@ -277,7 +333,7 @@ enum Priority {
 }
 
 /// The keys of which a source has exactly one.
-const SOURCES: &str = "file, files, syslog, socket, command or http";
+const SOURCES: &str = "file, files, syslog, journald, socket, command or http";
 
 impl WrittenSource {
     fn understood(self) -> Result<EventSource, String> {
@@ -303,42 +359,66 @@ impl WrittenSource {
         if self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
             return Err("rate has to be a number of records a second above 0".into());
         }
-        let is_file = self.file.is_some() || self.files.is_some();
-        let kind = match (self.file, self.files, self.syslog, self.socket, self.command, self.http) {
-            (Some(path), None, None, None, None, None) => {
-                absolute("file", &path)?;
-                SourceKind::Files(Files::One(path))
-            }
-            (None, Some(globs), None, None, None, None) => {
-                if globs.is_empty() {
-                    return Err("files is empty: name at least one glob".into());
-                }
-                for text in &globs {
-                    absolute("files", Path::new(text))?;
-                    glob::Pattern::new(text).map_err(|error| format!("files = {text:?} is no glob: {error}"))?;
-                }
-                SourceKind::Files(Files::Globs(globs))
-            }
-            (None, None, Some(address), None, None, None) => SourceKind::Syslog(address.parse()?),
-            (None, None, None, Some(path), None, None) => {
-                absolute("socket", &path)?;
-                SourceKind::Socket(path)
-            }
-            (None, None, None, None, Some(program), None) => {
-                if program.argv.is_empty() {
-                    return Err("command.argv is empty: name a program".into());
-                }
-                SourceKind::Command(program)
-            }
-            (None, None, None, None, None, Some(scrape)) => {
-                http::get(&scrape.url, scrape.headers.iter()).map(drop).map_err(|error| format!("http: {error}"))?;
-                SourceKind::Http(scrape)
-            }
-            (None, None, None, None, None, None) => {
-                return Err(format!("it says not where events come from: {SOURCES}"));
-            }
+        let sources = [
+            self.file.is_some(),
+            self.files.is_some(),
+            self.syslog.is_some(),
+            self.socket.is_some(),
+            self.command.is_some(),
+            self.http.is_some(),
+            self.journald.is_some(),
+        ];
+        match sources.into_iter().filter(|is_there| *is_there).count() {
+            0 => return Err(format!("it says not where events come from: {SOURCES}")),
+            1 => {}
             _ => return Err(format!("it has several sources: leave one of {SOURCES}")),
+        }
+        let is_file = self.file.is_some() || self.files.is_some();
+        let kind = if let Some(path) = self.file {
+            absolute("file", &path)?;
+            SourceKind::Files(Files::One(path))
+        } else if let Some(globs) = self.files {
+            if globs.is_empty() {
+                return Err("files is empty: name at least one glob".into());
+            }
+            for text in &globs {
+                absolute("files", Path::new(text))?;
+                glob::Pattern::new(text).map_err(|error| format!("files = {text:?} is no glob: {error}"))?;
+            }
+            SourceKind::Files(Files::Globs(globs))
+        } else if let Some(address) = self.syslog {
+            let mut address = address.parse()?;
+            if let Address::Tls(_, certificates) = &mut address {
+                let (Some(cert), Some(key)) = (self.cert.clone(), self.key.clone()) else {
+                    return Err("syslog over TLS needs cert and key: files in PEM".into());
+                };
+                let paths = [("cert", Some(&cert)), ("key", Some(&key)), ("client_ca", self.client_ca.as_ref())];
+                for (name, path) in paths.into_iter().filter_map(|(name, path)| Some((name, path?))) {
+                    absolute(name, path)?;
+                }
+                *certificates = Certificates { cert, key, client_ca: self.client_ca.clone() };
+            }
+            SourceKind::Syslog(address)
+        } else if let Some(path) = self.socket {
+            absolute("socket", &path)?;
+            SourceKind::Socket(path)
+        } else if let Some(program) = self.command {
+            if program.argv.is_empty() {
+                return Err("command.argv is empty: name a program".into());
+            }
+            SourceKind::Command(program)
+        } else if let Some(scrape) = self.http {
+            http::get(&scrape.url, scrape.headers.iter()).map(drop).map_err(|error| format!("http: {error}"))?;
+            SourceKind::Http(scrape)
+        } else {
+            let journal = self.journald.unwrap_or_default();
+            journal.check()?;
+            SourceKind::Journald(journal)
         };
+        let has_certificates = self.cert.is_some() || self.key.is_some() || self.client_ca.is_some();
+        if has_certificates && !matches!(kind, SourceKind::Syslog(Address::Tls(..))) {
+            return Err("cert, key and client_ca are for syslog = \"tls://…\" alone".into());
+        }
         let multiline = self.multiline.as_deref().map(|text| regex("multiline", text)).transpose()?;
         if multiline.is_some() && !is_file {
             return Err("multiline is for files alone".into());
@@ -416,7 +496,7 @@ fn some<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Glob>, D::Error
     Ok(globs)
 }
 
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 38] = [
     "name",
     "life_sign",
     "link",
@@ -434,6 +514,13 @@ const KEYS: [&str; 31] = [
     "file",
     "files",
     "syslog",
+    "cert",
+    "key",
+    "client_ca",
+    "journald",
+    "units",
+    "identifiers",
+    "directory",
     "socket",
     "command",
     "argv",

@@ -254,6 +254,80 @@ async fn what_a_node_cannot_use_of_what_it_is_told_is_put_aside() {
     assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
 }
 
+/// Adds numbered entries to a file of the systemd journal, as another journald would send them.
+fn add_to_journal(file: &Path, numbers: std::ops::Range<u64>, unit: &str) {
+    let mut adder = std::process::Command::new(JOURNAL_WRITER)
+        .args(["--output", file.to_str().unwrap(), "-"])
+        .stdin(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = adder.stdin.take().unwrap();
+    for number in numbers {
+        let (at, since) = (1_795_492_819_000_000 + number, 1000 + number);
+        write!(
+            input,
+            "__REALTIME_TIMESTAMP={at}\n__MONOTONIC_TIMESTAMP={since}\n_BOOT_ID=4f3d1f0e6a5b4c7d8e9fa0b1c2d3e4f5\n\
+             MESSAGE={number}\nPRIORITY=4\n_SYSTEMD_UNIT={unit}\n\n"
+        )
+        .unwrap();
+    }
+    drop(input);
+    assert!(adder.wait().unwrap().success());
+}
+
+/// Part of Debian's package systemd-journal-remote.
+const JOURNAL_WRITER: &str = "/lib/systemd/systemd-journal-remote";
+
+#[test]
+fn the_systemd_journal_is_read_on_where_it_was_left_whatever_is_killed() {
+    if !Path::new(JOURNAL_WRITER).exists() {
+        assert!(std::env::var_os("STEWARD_JOURNAL").is_none(), "there is no {JOURNAL_WRITER}");
+        println!("left out: there is no {JOURNAL_WRITER} (apt-get install systemd-journal-remote)");
+        return;
+    }
+    let mut world = World::up();
+    let journal = tempfile::tempdir().unwrap();
+    let file = journal.path().join("a.journal");
+    add_to_journal(&file, 0..5, "nginx.service");
+    let source = format!("journald = {{ units = [\"nginx.service\"], directory = {:?} }}", journal.path());
+    let config = followed(&world, "ship1", &source);
+    world.agent("ship1", &["--config", &config]);
+    let state = |world: &World| {
+        let shown = world.json(0, &["ps", "ship1"]);
+        let all = shown.as_array().unwrap();
+        all.iter().find(|one| one["subject"] == "central.event.syslogforwarding.nginx").unwrap()["state"].clone()
+    };
+    eventually("it is read", || state(&world) == "listening");
+    add_to_journal(&file, 5..300, "nginx.service");
+    add_to_journal(&file, 300..310, "other.service");
+    world.end_agent("ship1", 9);
+    add_to_journal(&file, 310..320, "nginx.service");
+    world.start_agent("ship1", &["--config", &config]);
+    add_to_journal(&file, 320..325, "nginx.service");
+    let expected: Vec<u64> = (5..300).chain(310..325).collect();
+    let arrived = |world: &World| {
+        let records = told(world, "nginx");
+        records
+            .iter()
+            .map(|event| event["record"]["message"].as_str().unwrap().parse().unwrap_or(0))
+            .collect::<Vec<u64>>()
+    };
+    eventually("all entries arrive", || arrived(&world).len() >= expected.len());
+    assert_eq!(arrived(&world), expected, "what was there before is not told, all else once and in order");
+    let first = told(&world, "nginx").swap_remove(0);
+    assert_eq!(first["at"], "2026-11-24T04:00:19.000Z", "the entry's own time");
+    assert_eq!(first["record"], json!({"message": "5", "severity": "warning", "unit": "nginx.service"}));
+    // The journal is emptied while nobody looks.
+    world.end_agent("ship1", 9);
+    std::fs::remove_file(&file).unwrap();
+    add_to_journal(&file, 400..402, "nginx.service");
+    world.start_agent("ship1", &["--config", &config]);
+    eventually("the rest arrives", || arrived(&world).len() == expected.len() + 3);
+    let rest = told(&world, "nginx").split_off(expected.len());
+    assert_eq!((&rest[0]["record"]["gap"], &rest[1]["record"]["message"]), (&json!(true), &json!("400")));
+}
+
 /// Records that `event ls` shows about a domain.
 fn told(world: &World, domain: &str) -> Vec<Value> {
     let output = world.steward(&["event", "ls", "--domain", domain, "-o", "ndjson"]);

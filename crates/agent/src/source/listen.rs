@@ -1,7 +1,8 @@
-//! What others send to this node: syslog over UDP, TCP and unix sockets, and lines on a socket for local programs.
+//! What others send to this node: syslog over UDP, TCP, TLS and unix sockets, and lines on a socket for local programs.
 //!
 //! Who sends over a stream waits while the journal is full. Datagrams cannot wait: what finds no room is counted, and told.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::follow::{LINE_BYTES_MAX, Line};
 use super::sieve::{Sieve, encoded};
-use super::{Records, Source, syslog, wait};
+use super::{Certificates, Records, Source, syslog, wait};
 
 /// What waits to be journaled at most.
 const QUEUE_MAX: usize = 4096;
@@ -39,6 +40,8 @@ pub(crate) enum Address {
     Udp(SocketAddr),
     /// `tcp://127.0.0.1:514`
     Tcp(SocketAddr),
+    /// `tls://0.0.0.0:6514`, and what with
+    Tls(SocketAddr, Certificates),
     /// `unix:///run/steward/log`: datagrams, as at `/dev/log`
     UnixDatagram(PathBuf),
     /// `unix-stream:///run/steward/log`
@@ -51,7 +54,7 @@ impl std::str::FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "{text:?} is no address to listen at: write \"udp://127.0.0.1:514\", \"tcp://…\", \"unix:///run/steward/log\" or \
+                "{text:?} is no address to listen at: write \"udp://127.0.0.1:514\", \"tcp://…\", \"tls://…\", \"unix:///run/steward/log\" or \
                  \"unix-stream:///…\""
             )
         };
@@ -61,6 +64,7 @@ impl std::str::FromStr for Address {
         match scheme {
             "udp" => socket().map(Self::Udp),
             "tcp" => socket().map(Self::Tcp),
+            "tls" => socket().map(|address| Self::Tls(address, Certificates::default())),
             "unix" => path().map(Self::UnixDatagram),
             "unix-stream" => path().map(Self::UnixStream),
             _ => Err(wrong()),
@@ -204,7 +208,22 @@ async fn listen(
             standing.note("listening", None);
             loop {
                 let (stream, _) = listener.accept().await?;
-                admit(stream, heard, senders, standing);
+                admit(async { Some(stream) }, heard, senders, standing);
+            }
+        }
+        Address::Tls(address, certificates) => {
+            // Told now, not when somebody comes.
+            certificates.acceptor().map_err(io::Error::other)?;
+            let listener = TcpListener::bind(address).await?;
+            standing.note("listening", None);
+            loop {
+                let (stream, _) = listener.accept().await?;
+                let (certificates, told) = (certificates.clone(), standing.clone());
+                let opened = async move {
+                    let opened = certificates.accept(stream).await;
+                    opened.inspect_err(|reason| told.note("listening", Some(reason.clone()))).ok()
+                };
+                admit(opened, heard, senders, standing);
             }
         }
         Address::UnixStream(path) => {
@@ -213,7 +232,7 @@ async fn listen(
             standing.note("listening", None);
             loop {
                 let (stream, _) = listener.accept().await?;
-                admit(stream, heard, senders, standing);
+                admit(async { Some(stream) }, heard, senders, standing);
             }
         }
     }
@@ -229,8 +248,9 @@ fn hand_over(bytes: &[u8], heard: &mpsc::Sender<Heard>, lost: &mut u64) {
     }
 }
 
-fn admit(
-    stream: impl AsyncRead + Unpin + Send + 'static,
+/// Hears a sender, once his connection is open: `None` when it does not come about.
+fn admit<S: AsyncRead + Unpin + Send>(
+    opened: impl Future<Output = Option<S>> + Send + 'static,
     heard: &mpsc::Sender<Heard>,
     senders: &mut JoinSet<()>,
     standing: &super::Standing,
@@ -242,7 +262,7 @@ fn admit(
     }
     let heard = heard.clone();
     senders.spawn(async move {
-        let mut stream = stream;
+        let Some(mut stream) = opened.await else { return };
         let (mut buffer, mut chunk) = (Vec::new(), vec![0; 16 * 1024]);
         // Who has gone has ended his last line.
         while let Ok(Ok(read @ 1..)) = tokio::time::timeout(SILENCE_MAX, stream.read(&mut chunk)).await {

@@ -8,6 +8,7 @@ mod budget;
 pub(crate) mod complain;
 mod file;
 mod follow;
+mod journald;
 mod keep;
 mod listen;
 mod program;
@@ -15,6 +16,7 @@ mod schedule;
 mod scrape;
 mod sieve;
 mod syslog;
+mod tls;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +39,7 @@ use keep::Records;
 pub(crate) use keep::{Keep, Told};
 pub(crate) use listen::Address;
 use schedule::Asked;
+pub(crate) use tls::Certificates;
 
 /// The first and the longest wait after a batch that the broker did not take, or a journal that did not.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -127,6 +130,7 @@ impl Source {
             SourceKind::Socket(path) => {
                 listen::run(self, listen::Address::UnixStream(path), listen::Speech::Lines, cancel).await;
             }
+            SourceKind::Journald(journal) => journald::run(self, journal, cancel).await,
             SourceKind::Command(program) => schedule::run(self, Asked::Program(program), cancel).await,
             SourceKind::Http(scrape) => schedule::run(self, Asked::Http(scrape), cancel).await,
         }
