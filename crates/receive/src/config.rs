@@ -43,6 +43,18 @@ pub(crate) enum SinkKind {
     Command(Vec<String>),
     Http(HttpSink),
     Syslog(SyslogSink),
+    Postgres(PostgresSink),
+}
+
+/// A table of PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PostgresSink {
+    /// As `psql` takes it, without a password.
+    pub(crate) url: String,
+    /// Perhaps with its schema.
+    pub(crate) table: String,
+    /// Where the password is; without one `psql` looks into `~/.pgpass`.
+    pub(crate) password_file: Option<PathBuf>,
 }
 
 /// Somebody who takes syslog.
@@ -101,6 +113,9 @@ struct Written {
     loki: Option<String>,
     otlp: Option<String>,
     syslog: Option<String>,
+    postgres: Option<String>,
+    table: Option<String>,
+    password_file: Option<PathBuf>,
     #[serde(default)]
     headers: std::collections::BTreeMap<String, String>,
 }
@@ -110,14 +125,30 @@ fn any() -> String {
 }
 
 /// The keys of which a receiver has exactly one.
-const SINKS: &str = "file, command, webhook, loki, otlp or syslog";
+const SINKS: &str = "file, command, webhook, loki, otlp, syslog or postgres";
 
 /// What a path of a file sink may have in braces.
 const FIELDS: [&str; 4] = ["from", "method", "domain", "date"];
 /// What may stand in a table.
-pub const KEYS: [&str; 15] = [
-    "receive", "method", "domain", "from", "format", "file", "rotate", "keep", "fsync", "command", "webhook", "loki",
-    "otlp", "syslog", "headers",
+pub const KEYS: [&str; 18] = [
+    "receive",
+    "method",
+    "domain",
+    "from",
+    "format",
+    "file",
+    "rotate",
+    "keep",
+    "fsync",
+    "command",
+    "webhook",
+    "loki",
+    "otlp",
+    "syslog",
+    "headers",
+    "postgres",
+    "table",
+    "password_file",
 ];
 
 impl Written {
@@ -139,11 +170,15 @@ impl Written {
             self.loki.is_some(),
             self.otlp.is_some(),
             self.syslog.is_some(),
+            self.postgres.is_some(),
         ];
         match sinks.into_iter().filter(|is_there| *is_there).count() {
             0 => return Err(format!("it says not where records go: {SINKS}")),
             1 => {}
             _ => return Err(format!("records go to one place: leave one of {SINKS}")),
+        }
+        if self.postgres.is_none() && (self.table.is_some() || self.password_file.is_some()) {
+            return Err("table and password_file are for postgres alone".into());
         }
         let (sink, told) = if let Some(path) = self.file {
             check_path(&path)?;
@@ -160,6 +195,10 @@ impl Written {
             }
             let told = format!("command {argv:?}");
             (SinkKind::Command(argv), told)
+        } else if let Some(url) = self.postgres {
+            let sink = postgres(url, self.table, self.password_file)?;
+            let told = format!("postgres {} {}", sink.url, sink.table);
+            (SinkKind::Postgres(sink), told)
         } else if let Some(address) = self.syslog {
             let told = format!("syslog {address}");
             (SinkKind::Syslog(syslog(&address)?), told)
@@ -188,6 +227,32 @@ fn http(
     check_url(&url)?;
     let told = format!("http {url}");
     Ok((SinkKind::Http(HttpSink { url, headers: headers.into_iter().collect(), speech }), told))
+}
+
+fn postgres(url: String, table: Option<String>, password_file: Option<PathBuf>) -> Result<PostgresSink, Wrong> {
+    let behind = ["postgres://", "postgresql://"].iter().find_map(|scheme| url.strip_prefix(scheme));
+    let Some(behind) = behind else {
+        return Err(format!("postgres = {url:?} is no address: write \"postgres://steward@db.example/logs\""));
+    };
+    let user = behind.split(['/', '?']).next().and_then(|authority| authority.rsplit_once('@'));
+    if user.is_some_and(|(user, _)| user.contains(':')) || behind.contains("password=") {
+        return Err("postgres has a password in it, which others could read: write it into a file, and name that as \
+                    password_file; or into ~/.pgpass"
+            .into());
+    }
+    let table = table.unwrap_or_else(|| "steward_events".into());
+    let is_name = |name: &str| {
+        let first = name.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase() || byte == b'_');
+        let rest = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        first && rest && name.len() <= 63
+    };
+    if table.split('.').count() > 2 || !table.split('.').all(is_name) {
+        return Err(format!("table = {table:?}: a name of a-z, 0-9 and _, perhaps with a schema and a dot before it"));
+    }
+    if password_file.as_ref().is_some_and(|path| !path.is_absolute()) {
+        return Err("password_file is not an absolute path".into());
+    }
+    Ok(PostgresSink { url, table, password_file })
 }
 
 fn syslog(text: &str) -> Result<SyslogSink, Wrong> {
@@ -327,6 +392,7 @@ mod tests {
             "loki=\"http://x\"\nfrom=\"ship*\"",
             "otlp=\"http://127.0.0.1:4318/v1/logs\"",
             "syslog=\"tcp://[::1]:514\"",
+            "postgres=\"postgres://a@b:5432/c?sslmode=require\"\ntable=\"logs.all\"\npassword_file=\"/p\"",
         ] {
             assert!(parse(right).is_ok(), "{right}");
         }
@@ -347,6 +413,10 @@ mod tests {
             ("syslog=\"192.0.2.1\"", "tcp://192.0.2.1:514"),
             ("syslog=\"tcp://192.0.2.1\"", "tcp://192.0.2.1:514"),
             ("loki=\"http://x\"\notlp=\"http://x\"", "one place"),
+            ("postgres=\"postgres://a:b@c/d\"", "password_file"),
+            ("postgres=\"c/d\"", "postgres://steward@"),
+            ("postgres=\"postgres://c/d\"\ntable=\"x; drop\"", "a-z"),
+            ("file=\"/x\"\ntable=\"x\"", "postgres alone"),
             ("method=\"a b\"\nfile=\"/x\"", "neither a name nor a glob"),
             ("from=\"a,b\"\nfile=\"/x\"", "not a list"),
         ] {

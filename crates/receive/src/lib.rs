@@ -9,6 +9,7 @@ mod config;
 pub mod files;
 pub mod hand_over;
 mod place;
+mod postgres;
 mod sink;
 mod syslog;
 mod usable;
@@ -142,7 +143,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
             // Nothing for this one: not worth a write, and read again after a restart at worst.
             if !(load.batches.is_empty() && aside.is_empty()) {
                 self.put_aside(&aside).await;
-                self.deliver(&mut sink, &load, &mut place).await;
+                self.deliver(&mut sink, load, &mut place).await;
             }
         }
     }
@@ -157,7 +158,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
         if !fits || (is_letter && self.receive.method != DEAD_LETTER) {
             return;
         }
-        let batch = match received.batch.as_ref().map_err(Clone::clone).and_then(Usable::of) {
+        let mut batch = match received.batch.as_ref().map_err(Clone::clone).and_then(Usable::of) {
             Ok(batch) => batch,
             Err(reason) => {
                 // Stations complain unsigned; that one of them has put a complaint aside would be the next complaint.
@@ -174,6 +175,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
             self.witness.repeated();
             return;
         }
+        batch.came = (received.sequence, received.stored);
         load.batches.push(batch);
     }
 
@@ -190,11 +192,11 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
         }
     }
 
-    /// Until it has arrived, or it is certain that it never will.
-    async fn deliver(&mut self, sink: &mut Sink, load: &Load, place: &mut Place) {
+    /// Until all of it has arrived, or it is certain of what has not that it never will.
+    async fn deliver(&mut self, sink: &mut Sink, load: Load, place: &mut Place) {
         let mut wait = RETRY.0;
         loop {
-            match sink.deliver(load, self.receive.format, place).await {
+            match sink.deliver(&load, self.receive.format, place).await {
                 Ok(records) => {
                     self.witness.delivered(records);
                     self.works();
@@ -202,36 +204,48 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
                 }
                 Err(Refusal::Never(reason)) => {
                     self.fails(&reason);
-                    if self.give_up(load, &reason, place).await {
-                        return;
-                    }
+                    break;
                 }
-                Err(Refusal::Later(reason)) => self.fails(&reason),
+                Err(Refusal::Later(reason)) => self.holds(&reason, &mut wait).await,
             }
-            tokio::time::sleep(wait / 2 + Duration::from_millis(bus::clock::jitter(wait.as_millis() as u64 / 2 + 1)))
-                .await;
-            wait = (wait * 2).min(RETRY.1);
+        }
+        // One batch of it is in the way of the others.
+        let sequence = load.sequence;
+        for batch in load.batches {
+            self.deliver_alone(sink, Load { batches: vec![batch], sequence }).await;
+        }
+        let mut wait = RETRY.0;
+        while let Err(error) = place.done(sequence) {
+            self.holds(&error.to_string(), &mut wait).await;
+        }
+        self.works();
+    }
+
+    /// The same for a load of one batch, but for the place: that moves when all of them are done.
+    async fn deliver_alone(&mut self, sink: &mut Sink, load: Load) {
+        let mut wait = RETRY.0;
+        loop {
+            match sink.hand_on(&load, self.receive.format).await {
+                Ok(records) => {
+                    self.witness.delivered(records);
+                    return;
+                }
+                Err(Refusal::Never(reason)) => {
+                    let letters: Vec<_> = load.batches.iter().map(|batch| letter(batch, &reason)).collect();
+                    self.put_aside(&letters).await;
+                    return;
+                }
+                Err(Refusal::Later(reason)) => self.holds(&reason, &mut wait).await,
+            }
         }
     }
 
-    /// Puts a whole load aside that is never taken.
-    async fn give_up(&mut self, load: &Load, reason: &str, place: &mut Place) -> bool {
-        for batch in &load.batches {
-            let head = &batch.head;
-            let subject = format!("{}.event.{}.{}", head.to, head.method, head.domain);
-            let letter = Received {
-                sequence: load.sequence,
-                stored: head.created,
-                subject,
-                payload: batch.records.clone(),
-                batch: Err(reason.to_owned()),
-            };
-            if self.bus.put_aside(&self.node, &letter, reason).await.is_err() {
-                return false;
-            }
-            self.witness.dead();
-        }
-        place.done(load.sequence).is_ok()
+    /// Tells why it holds its place, and waits, longer each time.
+    async fn holds(&mut self, reason: &str, wait: &mut Duration) {
+        self.fails(reason);
+        let ms = u64::try_from(wait.as_millis() / 2).unwrap_or(u64::MAX);
+        tokio::time::sleep(*wait / 2 + Duration::from_millis(bus::clock::jitter(ms + 1))).await;
+        *wait = (*wait * 2).min(RETRY.1);
     }
 
     fn fails(&mut self, reason: &str) {
@@ -249,4 +263,12 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
             self.witness.works();
         }
     }
+}
+
+/// A batch that is never taken, as it is put aside.
+fn letter(batch: &Usable, reason: &str) -> (Received, String) {
+    let (head, (sequence, stored)) = (&batch.head, batch.came);
+    let subject = format!("{}.event.{}.{}", head.to, head.method, head.domain);
+    let payload = batch.records.clone();
+    (Received { sequence, stored, subject, payload, batch: Err(reason.to_owned()) }, reason.to_owned())
 }

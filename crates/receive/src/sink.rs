@@ -16,6 +16,7 @@ use tokio::runtime::RuntimeFlavor;
 
 use super::config::{FileSink, Format, HttpSink, SinkKind, Speech};
 use super::place::Place;
+use super::postgres::Postgres;
 use super::syslog::Syslog;
 use super::usable::{Line, Usable};
 use crate::hand_over::{PATIENCE, Refusal, client, send};
@@ -122,6 +123,7 @@ pub(super) enum Sink {
     Command { argv: Vec<String>, child: Option<Child> },
     Http { sink: HttpSink, client: reqwest::Client },
     Syslog(Syslog),
+    Postgres(Postgres),
 }
 
 impl Sink {
@@ -131,6 +133,7 @@ impl Sink {
             SinkKind::Command(argv) => Self::Command { argv: argv.clone(), child: None },
             SinkKind::Http(sink) => Self::Http { sink: sink.clone(), client: client()? },
             SinkKind::Syslog(sink) => Self::Syslog(Syslog::new(sink.clone())),
+            SinkKind::Postgres(sink) => Self::Postgres(Postgres::new(sink.clone())),
         })
     }
 
@@ -154,13 +157,21 @@ impl Sink {
 
     /// Delivers all of a load, and notes how far that is. Returns how many records that were.
     pub(super) async fn deliver(&mut self, load: &Load, format: Format, place: &mut Place) -> Result<u64, Refusal> {
-        let count = match self {
-            Self::File(sink) => {
-                let mut deliver = || deliver_to_files(sink, load, format, place);
-                // A slow disk must not hold up who serves others on this thread.
-                let is_shared = tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
-                return if is_shared { tokio::task::block_in_place(deliver) } else { deliver() };
-            }
+        if let Self::File(sink) = self {
+            let mut deliver = || deliver_to_files(sink, load, format, place);
+            // A slow disk must not hold up who serves others on this thread.
+            let is_shared = tokio::runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+            return if is_shared { tokio::task::block_in_place(deliver) } else { deliver() };
+        }
+        let count = self.hand_on(load, format).await?;
+        place.done(load.sequence)?;
+        Ok(count)
+    }
+
+    /// Delivers all of a load anywhere but into files. Returns how many records that were.
+    pub(super) async fn hand_on(&mut self, load: &Load, format: Format) -> Result<u64, Refusal> {
+        Ok(match self {
+            Self::File(_) => 0,
             Self::Command { argv, child } => {
                 let (text, count) = load.text(format);
                 if count > 0
@@ -175,9 +186,8 @@ impl Sink {
             }
             Self::Http { sink, client } => deliver_over_http(sink, client, load, format).await?,
             Self::Syslog(syslog) => syslog.deliver(load, format).await?,
-        };
-        place.done(load.sequence)?;
-        Ok(count)
+            Self::Postgres(postgres) => postgres.deliver(load).await?,
+        })
     }
 }
 

@@ -14,6 +14,8 @@ use serde_json::value::RawValue;
 /// Such a batch.
 pub(super) struct Usable {
     pub(super) head: EventHead,
+    /// The message that it came in: its sequence in the stream, and when the broker stored it.
+    pub(super) came: (u64, Timestamp),
     /// The records as they came.
     pub(super) records: Bytes,
     /// Where in there each one is.
@@ -106,7 +108,8 @@ impl Usable {
         if places.len() != usize::try_from(head.count).unwrap_or(usize::MAX) {
             return Err(format!("it tells of {} records and holds {}", head.count, places.len()));
         }
-        Ok(Self { head: head.clone(), records: records.clone(), places, odd_times })
+        let came = Default::default();
+        Ok(Self { head: head.clone(), came, records: records.clone(), places, odd_times })
     }
 
     /// The records, one by one.

@@ -328,6 +328,61 @@ fn the_systemd_journal_is_read_on_where_it_was_left_whatever_is_killed() {
     assert_eq!((&rest[0]["record"]["gap"], &rest[1]["record"]["message"]), (&json!(true), &json!("400")));
 }
 
+/// A site that takes events, but for what has this word in it; what it has taken.
+fn site(port: u16, refused: &'static str) -> std::sync::Arc<std::sync::Mutex<Vec<String>>> {
+    use std::io::{BufRead, BufReader, Read};
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let taken = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let all = std::sync::Arc::clone(&taken);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let mut length = 0;
+            for line in reader.by_ref().lines() {
+                let line = line.unwrap_or_default().to_lowercase();
+                if let Some(bytes) = line.strip_prefix("content-length: ") {
+                    length = bytes.parse().unwrap();
+                }
+                if line.is_empty() {
+                    break;
+                }
+            }
+            let mut body = vec![0; length];
+            let _ = reader.read_exact(&mut body);
+            let body = String::from_utf8(body).unwrap();
+            let status = if body.contains(refused) { "400 Bad Request" } else { "200 OK" };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            if status == "200 OK" {
+                all.lock().unwrap().push(body);
+            }
+        }
+    });
+    taken
+}
+
+#[test]
+fn of_what_is_refused_for_good_only_what_is_in_the_way_is_put_aside() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let world = with_station(&format!("[[receive]]\nwebhook = \"http://127.0.0.1:{port}/\"\n"));
+    // Nobody listens yet: the first is held, and the others wait behind it, together.
+    for text in ["first", "second", "poison", "third"] {
+        world.json(0, &["event", "emit", "log/x", "--message", text]);
+    }
+    let metric = |world: &World| world::get(world.ready["http"].as_str().unwrap(), "/metrics");
+    eventually("it is held", || metric(&world).contains("\nsteward_receivers_failing 1\n"));
+    let taken = site(port, "poison");
+    eventually("the rest arrives", || taken.lock().unwrap().concat() == "first\nsecond\nthird\n");
+    eventually("the poison is put aside", || {
+        let letters = world.steward(&["event", "ls", "--method", "deadletter", "-o", "ndjson"]);
+        let letters = String::from_utf8(letters.stdout).unwrap();
+        letters.lines().count() == 1 && letters.contains("400 Bad Request")
+    });
+    eventually("nothing is held any more", || metric(&world).contains("\nsteward_receivers_failing 0\n"));
+    world.json(0, &["event", "emit", "log/x", "--message", "fourth"]);
+    eventually("it goes on", || taken.lock().unwrap().concat().ends_with("third\nfourth\n"));
+}
+
 /// Records that `event ls` shows about a domain.
 fn told(world: &World, domain: &str) -> Vec<Value> {
     let output = world.steward(&["event", "ls", "--domain", domain, "-o", "ndjson"]);
