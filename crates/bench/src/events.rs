@@ -145,8 +145,11 @@ async fn measure(
     })
 }
 
-/// An access log as web servers write it; the same for the same number of lines. Returns its length.
-fn write_log(path: &Path, lines: u64) -> Result<u64, BenchError> {
+/// Writes an access log as web servers do; the same for the same number of lines. Returns its length.
+///
+/// # Errors
+/// [`BenchError`] when the file cannot be written.
+pub fn write_log(path: &Path, lines: u64) -> Result<u64, BenchError> {
     const PATHS: [&str; 12] = [
         "/",
         "/index.html",

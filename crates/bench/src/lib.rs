@@ -20,7 +20,7 @@ mod system;
 mod units;
 
 pub use connect::{ConnectFigures, connect};
-pub use events::{EventsFigures, events};
+pub use events::{EventsFigures, events, write_log};
 pub use fleet::{FleetFigures, fleet};
 pub use link::{LinkFigures, link};
 pub use node::{NodeFigures, node};

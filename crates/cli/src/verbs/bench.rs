@@ -102,6 +102,9 @@ enum What {
         /// How many lines of some 200 bytes
         #[arg(long, value_name = "N", default_value_t = 1_000_000)]
         lines: u64,
+        /// Only write the lines, to this file
+        #[arg(long, value_name = "FILE")]
+        write: Option<PathBuf>,
     },
     /// What `bench fleet` starts
     #[command(hide = true, after_help = "Example:\n  steward bench units units.json")]
@@ -122,7 +125,8 @@ pub(crate) async fn run(args: Args, session: &mut Session) -> anyhow::Result<Exi
         What::Rest { rest } => show(session, &bench::rest(rest).await?),
         What::Link { rest } => show(session, &bench::link(rest).await?),
         What::Fleet { nodes } => show(session, &bench::fleet(nodes).await?),
-        What::Events { lines } => show(session, &bench::events(lines).await?),
+        What::Events { lines, write: None } => show(session, &bench::events(lines).await?),
+        What::Events { lines, write: Some(file) } => Ok(bench::write_log(&file, lines).map(|_| Exit::Success)?),
         What::Units { file } => Ok(bench::units(&file).await.map(|()| Exit::Success)?),
     }
 }
