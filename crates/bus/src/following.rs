@@ -21,6 +21,9 @@ const BATCH: u64 = 64;
 const BATCH_BYTES: u64 = 2 << 20;
 /// The status of an answer that says that no more may be sent, for one of many reasons.
 const CONFLICT: u16 = 409;
+/// The description of the one that says that as many have come as were asked for, with bytes to spare (nats-server 2.15,
+/// `server/consumer.go`).
+const COMPLETED: &str = "Batch Completed";
 /// How much longer than it was asked to wait the broker may be silent.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How much longer than its user may be silent the broker keeps a consumer.
@@ -137,6 +140,9 @@ impl Following {
                 return Ok(message);
             };
             match status.as_u16() {
+                // Comes behind the last of them, which has been counted, or before it where the stream has replicas: says nothing
+                // about what was asked for since.
+                CONFLICT if answer.description.as_deref() == Some(COMPLETED) => continue,
                 // Nothing there, or nothing more within the time.
                 404 | 408 => {
                     if !self.is_fruitful && !self.pace.rest.is_zero() {

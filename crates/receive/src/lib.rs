@@ -85,13 +85,15 @@ pub struct Receiver<O, W> {
     witness: Arc<W>,
     /// Why it holds its place, while it does.
     failing: Option<String>,
+    /// Whether something has arrived since messages were last opened.
+    is_fruitful: bool,
 }
 
 impl<O: Origin, W: Witness> Receiver<O, W> {
     /// One of `node`, which keeps its place in `dir`.
     pub fn new(bus: Bus, node: NodeName, origin: O, receive: Receive, dir: &Path, witness: Arc<W>) -> Self {
         let place = dir.join(format!("{}.place", receive.id));
-        Self { bus, node, origin, receive, place, witness, failing: None }
+        Self { bus, node, origin, receive, place, witness, failing: None, is_fruitful: false }
     }
 
     /// Receives until cancelled.
@@ -111,6 +113,9 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
                 Ok(()) => wait = RETRY.0,
                 Err(reason) => {
                     self.fails(&reason);
+                    if std::mem::take(&mut self.is_fruitful) {
+                        wait = RETRY.0;
+                    }
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY.1);
                 }
@@ -199,6 +204,7 @@ impl<O: Origin, W: Witness> Receiver<O, W> {
             match sink.deliver(&load, self.receive.format, place).await {
                 Ok(records) => {
                     self.witness.delivered(records);
+                    self.is_fruitful = true;
                     self.works();
                     return;
                 }
